@@ -6,6 +6,7 @@ is imported, in one message without a traceback.
 
 import contextlib
 import dataclasses
+import errno
 import os
 import re
 import sys
@@ -27,7 +28,9 @@ class UserError(Exception):
     """Something that the user can put right. Shown as one message, without a traceback."""
 
 
-def entry(name: str, schema: type[Any]) -> Callable[[Callable[[Any, list[str]], float | None]], Callable[[], None]]:
+def entry(
+    name: str, schema: type[Any]
+) -> Callable[[Callable[[Any, list[str]], float | None]], Callable[[], None]]:
     """Make a program of `run(config, overrides)`, where `config` is a `schema` composed from `conf/NAME.yaml`.
 
     Args:
@@ -48,16 +51,28 @@ def entry(name: str, schema: type[Any]) -> Callable[[Callable[[Any, list[str]], 
             ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
             def task(composed: Any) -> float | None:
-                return run(typed(composed, schema), list(HydraConfig.get().overrides.task))
+                with plainly(
+                    schema
+                ):  # here too, or Hydra puts a line of its own before the message
+                    return run(typed(composed, schema), list(HydraConfig.get().overrides.task))
 
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # lets the exception reach `plainly` instead of Hydra's own printer
-            sys.argv[1:] = [_PASSTHROUGH.sub("++", argument) for argument in sys.argv[1:]]
+            os.environ["HYDRA_FULL_ERROR"] = (
+                "1"  # lets the exception reach `plainly` instead of Hydra's own printer
+            )
+            sys.argv[1:] = _arguments(sys.argv[1:])
             with plainly(schema):
                 hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(task)()
 
         return main
 
     return decorate
+
+
+def _arguments(given: list[str]) -> list[str]:
+    """The command line as Hydra's parser takes it: flags first, passed-through keys with `++`."""
+    overrides = [argument for argument in given if "=" in argument and not argument.startswith("-")]
+    flags = [argument for argument in given if argument not in overrides]
+    return flags + [_PASSTHROUGH.sub("++", override) for override in overrides]
 
 
 @contextlib.contextmanager
@@ -68,16 +83,15 @@ def plainly(schema: type[Any] | None = None) -> Iterator[None]:
     except UserError as error:
         _exit(str(error))
     except KeyboardInterrupt:
-        print("\ninterrupted: finished stages are kept, the same command continues from them", file=sys.stderr)
+        print(
+            "\ninterrupted: finished stages are kept, the same command continues from them",
+            file=sys.stderr,
+        )
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
-    except OSError as error:
-        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
-            raise
-        _exit(f"the disk is full ({error.filename or 'while writing'}): free some space or set paths.root to another disk")
     except Exception as error:
-        message = _config_message(error, schema)
+        message = _config_message(error, schema) or _disk_message(error)
         if message is None:
             raise
         _exit(message)
@@ -97,22 +111,46 @@ def typed(composed: Any, schema: type[Any]) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import InterpolationResolutionError
 
-    text = OmegaConf.to_yaml(composed)
-    if "_target_" in text:
-        raise UserError("a configuration may not contain _target_: it would let a config file run code")
+    if "_target_" in OmegaConf.to_yaml(composed):
+        raise UserError(
+            "a configuration may not contain _target_: it would let a config file run code"
+        )
+    for key in _unknown_keys(composed, schema):
+        groups = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir())
+        raise UserError(
+            f"there is no key {key!r}.{did_you_mean(key, [*_key_paths(schema), *groups])}"
+        )
     missing = OmegaConf.missing_keys(composed) - _unused(composed)
     if missing:
-        raise UserError(f"{_listed(missing)} must be set; a complete configuration is chosen with +experiment=NAME")
+        raise UserError(
+            f"{_listed(missing)} must be set; a complete configuration is chosen with +experiment=NAME"
+        )
     for key in OmegaConf.missing_keys(composed):
         OmegaConf.update(composed, key, "", force_add=True)
     try:
         config = OmegaConf.to_object(composed)
     except InterpolationResolutionError as error:
         raise UserError(_first_line(error)) from error
-    found = list(_delegate_problems(config))
+    found = list(dict.fromkeys(_delegate_problems(config)))  # stages share peft.args: say it once
     if found:
         raise UserError("\n       ".join(found))
     return config
+
+
+def _unknown_keys(node: Any, schema: type[Any], prefix: str = "") -> Iterator[str]:
+    """Keys that no field takes. Hydra lets `+key=value` add them, even to typed nodes."""
+    from omegaconf import DictConfig, OmegaConf
+
+    fields = {field.name for field in dataclasses.fields(schema)}
+    for key in node:
+        if key not in fields:
+            yield f"{prefix}{key}"
+            continue
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            kind = OmegaConf.get_type(child)
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+                yield from _unknown_keys(child, kind, f"{prefix}{key}.")
 
 
 def _unused(composed: Any) -> set[str]:
@@ -146,25 +184,37 @@ def _config_message(error: BaseException, schema: type[Any] | None) -> str | Non
         return _missing_option(error)
     text = _first_line(error)
     if isinstance(cause, ConfigKeyError) and schema is not None:
-        key = str(getattr(cause, "full_key", "") or getattr(cause, "key", ""))
+        wrong = str(getattr(cause, "full_key", "") or getattr(cause, "key", ""))
         full = re.search(r"Could not override '([^']+)'", str(error))
-        key = full.group(1) if full else key
-        return f"there is no key {key!r}.{did_you_mean(key, _key_paths(schema))}"
+        key = full.group(1) if full else wrong
+        paths = _key_paths(schema)
+        hint = did_you_mean(wrong, [path for path in paths if path.count(".") == wrong.count(".")])
+        return f"there is no key {key!r}.{hint or did_you_mean(key, paths)}"
     if cause is not error:
         key = getattr(cause, "full_key", None)
         text = f"{key}: {_first_line(cause)}" if key else f"{text}: {_first_line(cause)}"
     return text
 
 
-def _missing_option(error: Any) -> str:
+def _disk_message(error: BaseException) -> str | None:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = error.filename or "while writing"
+        return f"the disk is full ({place}): free some space or set paths.root to another disk"
+    return None
+
+
+def _missing_option(error: Exception) -> str:
     """`+experiment=dpo_qwenn` → the nearest experiment, and the whole list."""
-    asked = str(getattr(error, "missing_cfg_file", None) or "")
-    options = list(getattr(error, "options", None) or [])
-    if not asked or not options:
+    asked = re.search(r"Could not find '([^']+)'", str(error))
+    listed = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)+)", str(error))
+    if not asked or not listed:
         return _first_line(error)
-    group, _, name = asked.rpartition("/")
+    options = listed.group(1).split()
+    group, _, name = asked.group(1).rpartition("/")
     hint = did_you_mean(name, options)
-    return f"there is no {group or 'config'} {name!r}.{hint} There are: {', '.join(sorted(options))}"
+    return (
+        f"there is no {group or 'config'} {name!r}.{hint} There are: {', '.join(sorted(options))}"
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -92,7 +92,9 @@ def problems(delegate: str, args: Mapping[str, Any], where: str) -> list[str]:
             found.append(f"{where}.{key} is set by the harness: {OWNED[key]}.")
         elif key not in known:
             owner = DELEGATES[delegate][0][1]
-            found.append(f"{where}.{key}: {owner} has no argument {key!r}.{did_you_mean(key, known)}")
+            found.append(
+                f"{where}.{key}: {owner} has no argument {key!r}.{did_you_mean(key, known)}"
+            )
         elif not _fits(value, known[key]):
             found.append(f"{where}.{key}={value!r} is not of type {ast.unparse(known[key])}.")
     return found

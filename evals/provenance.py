@@ -30,7 +30,10 @@ def commit() -> dict[str, Any]:
     root = Path(__file__).parent.parent
     try:
         sha = _git(root, "rev-parse", "HEAD")
-        return {"commit": sha, "dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no"))}
+        return {
+            "commit": sha,
+            "dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
+        }
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
 
@@ -38,7 +41,9 @@ def commit() -> dict[str, Any]:
 def _git(root: Path, *arguments: str) -> str:
     if not (root / ".git").exists():
         raise OSError("not a checkout")
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20
+    )
     return done.stdout.strip()
 
 
@@ -48,5 +53,9 @@ def provenance() -> dict[str, Any]:
         **commit(),
         "versions": versions(),
         "python": platform.python_version(),
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+        },
     }

@@ -69,7 +69,9 @@ class EvalResult:
         """
         path = folder / RESULTS
         if not path.is_file():
-            raise UserError(f"{folder} holds no {RESULTS}: give a folder that `python -m evals` wrote")
+            raise UserError(
+                f"{folder} holds no {RESULTS}: give a folder that `python -m evals` wrote"
+            )
         try:
             record = read_json(path)
             record.pop("settings_hash", None)
@@ -127,9 +129,13 @@ def compare(baseline: EvalResult, candidate: EvalResult, margin: float = 0.03) -
     """
     for result in (baseline, candidate):
         if result.skipped:
-            raise UserError(f"there is nothing to compare: {result.folder} was skipped ({result.skipped})")
+            raise UserError(
+                f"there is nothing to compare: {result.folder} was skipped ({result.skipped})"
+            )
     if different := differing(baseline.settings, candidate.settings):
-        raise UserError("the results are not comparable, their settings differ:\n  " + "\n  ".join(different))
+        raise UserError(
+            "the results are not comparable, their settings differ:\n  " + "\n  ".join(different)
+        )
     found = list(_paired_scores(baseline, candidate))
     family = [paired.p if score.is_main else math.nan for score, _, paired in found]
     adjusted = stats.holm(family)
@@ -143,13 +149,17 @@ def compare(baseline: EvalResult, candidate: EvalResult, margin: float = 0.03) -
             p_adjusted=p_adjusted,
             higher_is_better=score.higher_is_better,
             is_main=score.is_main,
-            verdict=verdict(paired.ci_low, paired.ci_high, margin, baseline.role, score.higher_is_better),
+            verdict=verdict(
+                paired.ci_low, paired.ci_high, margin, baseline.role, score.higher_is_better
+            ),
         )
         for (score, other, paired), p_adjusted in zip(found, adjusted, strict=True)
     ]
 
 
-def verdict(ci_low: float, ci_high: float, margin: float, role: str, higher_is_better: bool = True) -> str:
+def verdict(
+    ci_low: float, ci_high: float, margin: float, role: str, higher_is_better: bool = True
+) -> str:
     """Judge an interval of a difference.
 
     For a gain suite: better, worse or inconclusive, by whether the interval excludes zero. For a retention suite, by
@@ -183,13 +193,17 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _paired_scores(baseline: EvalResult, candidate: EvalResult) -> Iterator[tuple[Score, Score, stats.Paired]]:
+def _paired_scores(
+    baseline: EvalResult, candidate: EvalResult
+) -> Iterator[tuple[Score, Score, stats.Paired]]:
     others = {(score.task, score.metric): score for score in candidate.scores}
     for task in baseline.samples:
         ours, theirs = baseline.sample_values(task), candidate.sample_values(task)
         if ours.keys() != theirs.keys():
             missing = len(ours.keys() ^ theirs.keys())
-            raise UserError(f"the results are not comparable: {missing} documents of {task} are on one side only")
+            raise UserError(
+                f"the results are not comparable: {missing} documents of {task} are on one side only"
+            )
         for score in (score for score in baseline.scores if score.task == task):
             other = others.get((task, score.metric))
             pairs = [
@@ -220,4 +234,7 @@ def _nan_to_null(value: Any) -> Any:
 
 
 def _null_to_nan(score: dict[str, Any]) -> dict[str, Any]:
-    return {key: math.nan if item is None and key in ("value", "stderr") else item for key, item in score.items()}
+    return {
+        key: math.nan if item is None and key in ("value", "stderr") else item
+        for key, item in score.items()
+    }

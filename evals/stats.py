@@ -27,7 +27,9 @@ class Paired:
     n: int
 
 
-def paired(baseline: Sequence[float], candidate: Sequence[float], confidence: float = 0.95) -> Paired:
+def paired(
+    baseline: Sequence[float], candidate: Sequence[float], confidence: float = 0.95
+) -> Paired:
     """Compare two models on the same documents.
 
     The standard error is that of the mean of the per-document differences (Miller 2024, "Adding Error Bars to Evals",
@@ -43,7 +45,9 @@ def paired(baseline: Sequence[float], candidate: Sequence[float], confidence: fl
     """
     base, cand = np.asarray(baseline, dtype=float), np.asarray(candidate, dtype=float)
     if base.shape != cand.shape or base.ndim != 1 or base.size == 0:
-        raise ValueError(f"paired values must be two equally long, non-empty lists, got {base.shape} and {cand.shape}")
+        raise ValueError(
+            f"paired values must be two equally long, non-empty lists, got {base.shape} and {cand.shape}"
+        )
     if not (np.isfinite(base).all() and np.isfinite(cand).all()):
         raise ValueError("paired values must be finite")
     delta = cand - base
@@ -82,7 +86,9 @@ def permutation(delta: np.ndarray) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (Holm 1979) within one family, in the given order. NaN stays NaN and is not counted."""
     adjusted = [math.nan] * len(p_values)
-    order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
+    order = sorted(
+        (i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i]
+    )
     running = 0.0
     for rank, index in enumerate(order):
         running = max(running, min(1.0, (len(order) - rank) * p_values[index]))
@@ -90,7 +96,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def macro(differences: Sequence[float], stderrs: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+def macro(
+    differences: Sequence[float], stderrs: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float, float]:
     """Mean of independent differences with its normal interval: (mean, low, high). Tasks have equal weight."""
     k = len(differences)
     mean = sum(differences) / k

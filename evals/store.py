@@ -115,3 +115,14 @@ def _file_hash(path: Path, cache: Path | None) -> str:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_json(cache, known | {identity: value})
     return value
+
+
+def source_key(*paths: Path) -> str:
+    """Hash of source files: the given ones, and all `.py` and `.yaml` below given folders."""
+    files = [
+        file
+        for path in paths
+        for file in ([path] if path.is_file() else sorted(path.rglob("*")))
+        if file.suffix in (".py", ".yaml")
+    ]
+    return content_key([(file.name, _file_hash(file, None)) for file in files])

@@ -1,0 +1,24 @@
+"""`python -m align +experiment=NAME [overrides]`: train, evaluate, compare, report."""
+
+import signal
+from typing import Any
+
+from conf.entry import entry
+from conf.schema import Align
+
+
+@entry("align", Align)
+def main(config: Align, overrides: list[str]) -> float | None:
+    """Run one experiment."""
+    from align.run import run
+
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    return run(config, overrides)
+
+
+def _as_interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

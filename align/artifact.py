@@ -1,0 +1,69 @@
+"""What a stage makes: an ordinary Hugging Face model folder with a manifest.
+
+A `Job` is named by what it depends on, so equal work is found again; a `Manifest` tells where a folder came from.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conf.schema import Data, Dtype, Model, Peft
+from evals.store import MANIFEST, read_json
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training stage, ready to run: JSON in, a model folder out.
+
+    `model` is what the stage starts from, `key` names the result, `out` is the folder that it belongs in.
+    """
+
+    stage: str
+    key: str
+    model: Model
+    data: Data
+    eval_data: Data | None
+    args: dict[str, Any]
+    peft: Peft
+    deepspeed: dict[str, Any] | None
+    parents: dict[str, str]
+    out: Path
+    cache: Path
+
+    def to_json(self, out: Path) -> dict[str, Any]:
+        """The job as JSON, writing to `out`."""
+        value = dataclasses.asdict(self)
+        value["model"]["dtype"] = self.model.dtype.value
+        return value | {"out": str(out), "cache": str(self.cache)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Job":
+        """The job that `to_json` wrote."""
+        fields = dict(value)
+        fields["model"] = Model(**fields["model"] | {"dtype": Dtype(fields["model"]["dtype"])})
+        fields["data"] = Data(**fields["data"])
+        fields["eval_data"] = Data(**fields["eval_data"]) if fields["eval_data"] else None
+        fields["peft"] = Peft(**fields["peft"])
+        fields["out"], fields["cache"] = Path(fields["out"]), Path(fields["cache"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Where a folder came from. `metrics` are the trainer's last values, `seconds` the stage's wall time."""
+
+    stage: str
+    key: str
+    parents: dict[str, str]
+    config: dict[str, Any]
+    data: dict[str, Any]
+    metrics: dict[str, float]
+    parameters: dict[str, int]
+    seconds: float
+    provenance: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """The manifest of a finished stage."""
+        return cls(**read_json(folder / MANIFEST))

@@ -1,0 +1,189 @@
+"""Start a process (group) for a piece of work, show its progress, keep its log, end it with its parent."""
+
+import contextlib
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from conf.entry import UserError
+from conf.schema import Launch, LaunchKind
+
+_PROGRESS = re.compile(rb"\d+%\|")  # a tqdm bar
+_TAIL_LINES = 15
+_GRACE_SECONDS = 10
+_QUIET_SECONDS = 30  # between progress lines when stderr is no terminal
+
+
+def command(module: str, arguments: list[str], launch: Launch | None = None) -> list[str]:
+    """The command line that runs `python -m module arguments`, through torchrun where the launch says so."""
+    if launch is None or launch.kind is LaunchKind.inline:
+        return [sys.executable, "-m", module, *arguments]
+    rendezvous = (
+        ["--standalone"]
+        if launch.nnodes == 1
+        else [
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={launch.rdzv_endpoint}",
+            f"--node-rank={launch.node_rank}",
+        ]
+    )
+    return [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        f"--nnodes={launch.nnodes}",
+        f"--nproc-per-node={launch.nproc_per_node}",
+        *rendezvous,
+        *launch.extra,
+        *("-m", module),
+        *arguments,
+    ]
+
+
+def environment(processes: int = 1) -> dict[str, str]:
+    """The environment of a worker: passive OpenMP waits, cores shared out, and DeepSpeed told about a CPU machine."""
+    env = dict(os.environ)
+    # Spinning OpenMP threads take the cores that the other processes need: six times slower when shared.
+    env.setdefault("OMP_WAIT_POLICY", "passive")
+    env.setdefault("TOKENIZERS_PARALLELISM", "false")
+    env.setdefault("TRL_DISABLE_TELEMETRY", "1")
+    env.setdefault("PYTHONUNBUFFERED", "1")
+    env.pop("HYDRA_FULL_ERROR", None)
+    if processes > 1:
+        env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    if shutil.which("nvidia-smi") is None:
+        env.setdefault("DS_ACCELERATOR", "cpu")
+    return env
+
+
+def run(
+    argv: list[str],
+    label: str,
+    log: Path,
+    processes: int = 1,
+    watch: Callable[[], None] = lambda: None,
+) -> None:
+    """Run `argv` to its end in a process group of its own.
+
+    Args:
+        argv: the command line.
+        label: what the progress line is called.
+        log: file that receives everything the process prints.
+        processes: how many share this machine's cores.
+        watch: called a few times a second while the process runs.
+
+    Raises:
+        UserError: when it fails, with its last lines and the log's name.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file, _progress(label) as show:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment(processes),
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        reader = threading.Thread(target=_read, args=(process, file, tail, show), daemon=True)
+        reader.start()
+        try:
+            while process.poll() is None:
+                watch()
+                time.sleep(0.2)
+        except BaseException:
+            _end(process)
+            raise
+        reader.join(timeout=_GRACE_SECONDS)
+        watch()
+    if process.returncode:
+        raise UserError(_failure(label, process.returncode, list(tail), log))
+
+
+def _read(
+    process: "subprocess.Popen[bytes]", file: object, tail: deque[str], show: Callable[[str], None]
+) -> None:
+    """Copy output to the log; show tqdm bars, remember the other lines."""
+    assert process.stdout is not None
+    rest = b""
+    while chunk := os.read(process.stdout.fileno(), 1 << 16):
+        file.write(chunk)  # type: ignore[attr-defined]
+        file.flush()  # type: ignore[attr-defined]
+        *lines, rest = re.split(rb"[\r\n]+", rest + chunk)
+        for line in lines:
+            text = line.decode("utf-8", "replace").strip()
+            if _PROGRESS.search(line):
+                show(text)
+            elif text:
+                tail.append(text)
+
+
+def _failure(label: str, code: int, tail: list[str], log: Path) -> str:
+    """One message: the worker's own `error:` line if it gave one, else its last lines."""
+    own = [line.removeprefix("error: ") for line in tail if line.startswith("error: ")]
+    if own:
+        return f"{label}: {own[-1]} (log: {log})"
+    if any("No space left on device" in line for line in tail):
+        return f"{label}: the disk is full: free some space or set paths.root to another disk (log: {log})"
+    why = (
+        f"was ended by {signal.Signals(-code).name}"
+        if code < 0
+        else f"failed with exit code {code}"
+    )
+    if code == -signal.SIGKILL:
+        why += " (out of memory, or ended by hand)"
+    shown = "\n".join(f"    {line}" for line in tail)
+    return f"{label} {why}; nothing was kept of it. The end of {log}:\n{shown}"
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End the process group: politely first."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_GRACE_SECONDS)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies, so that kill -9 leaves no trainer behind."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _progress(label: str) -> Iterator[Callable[[str], None]]:
+    """A function that shows a line of progress: in place on a terminal, now and then elsewhere."""
+    is_terminal = sys.stderr.isatty()
+    started = last = time.monotonic()
+
+    def show(text: str) -> None:
+        nonlocal last
+        if is_terminal:
+            width = shutil.get_terminal_size().columns
+            print(
+                "\r\x1b[K" + f"{label:10} {text}"[: width - 1], end="", file=sys.stderr, flush=True
+            )
+        elif time.monotonic() - last >= _QUIET_SECONDS:
+            last = time.monotonic()
+            print(f"{label:10} {text}", file=sys.stderr, flush=True)
+
+    print(f"{label:10} …", end="" if is_terminal else "\n", file=sys.stderr, flush=True)
+    try:
+        yield show
+    finally:
+        clear = "\r\x1b[K" if is_terminal else ""
+        print(f"{clear}{label:10} {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)

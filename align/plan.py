@@ -1,0 +1,260 @@
+"""From an experiment to its jobs, and the checks that come before the first one starts. Loads no model."""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from align.artifact import Job
+from conf.entry import UserError
+from conf.passthrough import did_you_mean
+from conf.schema import Align, LaunchKind, Model, Stage
+from evals.gguf import converted_folder, is_gguf
+from evals.models import check, identity, is_local
+from evals.provenance import versions
+from evals.run import Request, check_request
+from evals.store import content_key, is_complete, source_key
+from reward.data import Loaded, load
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """A kind of stage: where its code is, what data it takes, and whether a later stage may start from its result."""
+
+    run: str
+    data: str
+    makes_policy: bool
+
+
+STAGES = {
+    "sft": StageKind("align.stages.sft:run", "sft", makes_policy=True),
+    "rm": StageKind("align.stages.rm:run", "preference", makes_policy=False),
+    "dpo": StageKind("align.stages.dpo:run", "preference", makes_policy=True),
+}
+
+# Trainer arguments that change how a stage is watched, not what it makes.
+NOT_READ = frozenset(
+    {
+        "dataloader_num_workers",
+        "dataloader_persistent_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "dataset_num_proc",
+        "disable_tqdm",
+        "log_level",
+        "log_on_each_node",
+        "logging_dir",
+        "logging_first_step",
+        "logging_steps",
+        "logging_strategy",
+    }
+)
+
+_HERE = Path(__file__).parent
+_REWARD = _HERE.parent / "reward"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs in order, the policies that they make (name → model, `base` first) and the evaluations of them."""
+
+    jobs: list[Job]
+    policies: dict[str, Model]
+    evaluations: list[tuple[str, Request]]  # (policy, request)
+    data: dict[str, Loaded]  # training rows by stage, read once and checked
+
+    @property
+    def final(self) -> str:
+        """The policy that the experiment is about."""
+        return list(self.policies)[-1]
+
+
+def make_plan(config: Align) -> Plan:
+    """Resolve an experiment into jobs whose keys hold everything that their stage reads.
+
+    Raises:
+        UserError: for unknown stages or starts, and for data that cannot be read.
+    """
+    root = Path(config.paths.root)
+    policies = {"base": config.model}
+    keys = {"base": content_key(identity(config.model, root / "cache"))}
+    jobs, data = [], {}
+    for name in config.stages:
+        _check_stage(name, config)
+        stage: Stage = getattr(config, name)
+        start = stage.start or list(policies)[-1]
+        if start not in policies:
+            raise UserError(
+                f"{name}.start={start!r} is no policy made before it.{did_you_mean(start, policies)} "
+                f"There are: {', '.join(policies)}"
+            )
+        data[name] = _load(stage.data, STAGES[name].data, f"{name}.data")
+        job = _job(name, stage, config, policies[start], {start: keys[start]}, data[name])
+        jobs.append(job)
+        keys[name] = job.key
+        if STAGES[name].makes_policy:
+            policies[name] = Model(path=str(job.out), dtype=config.model.dtype)
+    return Plan(jobs, policies, _evaluations(config, policies), data)
+
+
+def _check_stage(name: str, config: Align) -> None:
+    if name not in STAGES:
+        known = ", ".join(STAGES)
+        raise UserError(
+            f"stages: there is no stage {name!r}.{did_you_mean(name, STAGES)} There are: {known}"
+        )
+    if config.stages.count(name) > 1:
+        raise UserError(
+            f"stages: {name!r} is named twice; each stage can run once in an experiment"
+        )
+
+
+def _load(data: Any, kind: str, where: str) -> Loaded:
+    try:
+        return load(data, kind)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _job(
+    name: str, stage: Stage, config: Align, model: Model, parents: dict[str, str], rows: Loaded
+) -> Job:
+    root = Path(config.paths.root)
+    held_out = None
+    if stage.eval_data is not None:
+        held_out = _load(stage.eval_data, STAGES[name].data, f"{name}.eval_data").fingerprint
+    libraries = ["torch", "transformers", "trl", "accelerate", "peft"]
+    key = content_key(
+        {
+            "stage": name,
+            "parents": list(parents.values()),
+            "dtype": model.dtype.value,
+            "chat_template": identity(model, root / "cache")["chat_template"],
+            "data": rows.fingerprint,
+            "eval_data": held_out,
+            "args": {key: value for key, value in stage.args.items() if key not in NOT_READ},
+            "peft": dataclasses.asdict(stage.peft),
+            "deepspeed": config.deepspeed,
+            "processes": config.launch.nnodes * config.launch.nproc_per_node,
+            "code": source_key(
+                _HERE / "stages" / f"{name}.py",
+                _HERE / "stages" / "common.py",
+                _REWARD / "records.py",
+                _REWARD / "data.py",
+            ),
+            "versions": versions(*libraries, *(["deepspeed"] if config.deepspeed else [])),
+        }
+    )
+    return Job(
+        stage=name,
+        key=key,
+        model=model,
+        data=stage.data,
+        eval_data=stage.eval_data,
+        args=stage.args,
+        peft=stage.peft,
+        deepspeed=config.deepspeed,
+        parents=parents,
+        out=root / "artifacts" / f"{name}-{key}",
+        cache=root / "cache",
+    )
+
+
+def _evaluations(config: Align, policies: dict[str, Model]) -> list[tuple[str, Request]]:
+    """Every policy as it is on every suite, and the last one once more for each quantizer."""
+    final = list(policies)[-1]
+    suites = [replace(suite, name=name) for name, suite in config.evaluation.suites.items()]
+    formats = [(policy, "none") for policy in policies]
+    formats += [
+        (final, quantizer) for quantizer in config.evaluation.quantizers if quantizer != "none"
+    ]
+    return [
+        (policy, Request(policies[policy], q, suite)) for policy, q in formats for suite in suites
+    ]
+
+
+def preflight(config: Align, plan: Plan) -> None:
+    """Check every stage and evaluation before the first one starts.
+
+    Raises:
+        UserError: naming the file, value or machine limit that stands in the way.
+    """
+    check(config.model)
+    _check_template(config, plan)
+    _check_launch(config)
+    for job in plan.jobs:
+        _check_batch(job, config, len(plan.data[job.stage].records))
+    for policy, request in plan.evaluations:
+        check_request(request if policy == "base" else replace(request, model=config.model))
+    _check_disk(config, plan)
+
+
+def _check_template(config: Align, plan: Plan) -> None:
+    """Rows are conversations, so the tokenizer of a local model must know how to write one."""
+    path = config.model.path
+    if not plan.jobs or config.model.chat_template or is_gguf(path) or not is_local(path):
+        return
+    folder = Path(path).expanduser()
+    settings = folder / "tokenizer_config.json"
+    has_template = (folder / "chat_template.jinja").is_file() or (
+        settings.is_file() and "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
+    )
+    if not has_template:
+        raise UserError(
+            f"the tokenizer in {folder} has no chat template; set model.chat_template to a Jinja file, "
+            "such as the chat_template.jinja of the model's instruct version"
+        )
+
+
+def _check_launch(config: Align) -> None:
+    launch = config.launch
+    if launch.kind is LaunchKind.inline and (
+        config.deepspeed or launch.nproc_per_node * launch.nnodes > 1
+    ):
+        raise UserError("deepspeed and several processes need launch=torchrun")
+    if launch.nnodes > 1 and not launch.rdzv_endpoint:
+        raise UserError(
+            "launch.nnodes > 1 needs launch.rdzv_endpoint=HOST:PORT of the machine with node_rank 0"
+        )
+
+
+def _check_batch(job: Job, config: Align, rows: int) -> None:
+    per_device = int(job.args.get("per_device_train_batch_size", 8))
+    accumulation = int(job.args.get("gradient_accumulation_steps", 1))
+    processes = config.launch.nnodes * config.launch.nproc_per_node
+    batch = per_device * accumulation * processes
+    if batch > rows:
+        raise UserError(
+            f"{job.stage}: one step takes {batch} rows ({per_device} a device × {accumulation} accumulated × "
+            f"{processes} processes), but there are {rows}; lower {job.stage}.args.per_device_train_batch_size "
+            f"or gradient_accumulation_steps"
+        )
+
+
+def _check_disk(config: Align, plan: Plan) -> None:
+    """A stage writes its weights once (in float32 when all are trained) and, with an adapter, the merged result."""
+    missing = [job for job in plan.jobs if not is_complete(job.out)]
+    weights = _weights_bytes(config)
+    root = Path(config.paths.root)
+    root.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(root).free
+    needed = 2 * weights * len(missing)
+    if needed > free:
+        raise UserError(
+            f"{len(missing)} stages need about {needed / 1e9:.1f} GB under {root}, but {free / 1e9:.1f} GB are free; "
+            "free some space or set paths.root to another disk"
+        )
+
+
+def _weights_bytes(config: Align) -> int:
+    path = config.model.path
+    folder = (
+        converted_folder(path, Path(config.paths.root) / "cache")
+        if is_gguf(path)
+        else Path(path).expanduser()
+    )
+    return (
+        sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    )

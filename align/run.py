@@ -1,0 +1,318 @@
+"""One experiment: plan, check, train stage by stage, evaluate, compare, record, report."""
+
+import dataclasses
+import datetime
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from align import launch
+from align.artifact import Job, Manifest
+from align.plan import STAGES, Plan, make_plan, preflight
+from align.stages.common import METRICS
+from conf.entry import UserError
+from conf.schema import Align
+from evals.gguf import is_gguf
+from evals.report import build_report, leaderboard_rows
+from evals.results import EvalResult, compare
+from evals.run import Request
+from evals.store import MANIFEST, build_once, content_key, is_complete, read_json, write_json
+from evals.track import Tracker, redact
+from evals.worker import request_to_json
+
+# Overrides that say which run this is or where it goes, not which arm of the experiment.
+_NOT_AN_ARM = re.compile(r"^\+*(experiment|seed|paths|track|launch|plan_only|hydra|name|title)\b")
+
+
+def run(config: Align, overrides: list[str]) -> float | None:
+    """Carry out an experiment and leave its records and the leaderboard.
+
+    Returns:
+        The objective for a sweeper: the named score, or the mean gain of the last policy on the gain suites.
+    """
+    plan = make_plan(config)
+    preflight(config, plan)
+    print(_plan_text(plan, Path(config.paths.root)))
+    if config.plan_only:
+        return None
+    started = time.time()
+    experiment = _Run(config, overrides, plan)
+    stages = [experiment.train(job) for job in plan.jobs]
+    if config.launch.node_rank > 0:
+        return None  # machine 0 evaluates
+    results = experiment.evaluate()
+    experiment.record(stages, results, started)
+    runs = Path(config.paths.root) / "runs" / config.name
+    page = build_report(runs, Path(config.paths.root) / "report" / config.name)
+    experiment.tracker.leaderboard(leaderboard_rows(runs))
+    print(_summary(results, config))
+    print(page.resolve())
+    return _objective(results, config, plan)
+
+
+def _plan_text(plan: Plan, root: Path) -> str:
+    """What will be done and what is there already."""
+    lines = []
+    for job in plan.jobs:
+        state = "done" if is_complete(job.out) else "to do"
+        rows = plan.data[job.stage]
+        start = next(iter(job.parents))
+        lines.append(
+            f"{job.stage:10} {state:6} from {start}, {len(rows.records)} rows ({rows.format})  {job.key}"
+        )
+    waiting = sum(
+        not is_complete(request.folder(root))
+        for _, request in plan.evaluations
+        if _is_built(request)
+    )
+    unknown = sum(not _is_built(request) for _, request in plan.evaluations)
+    lines.append(f"{'evaluate':10} {waiting + unknown} of {len(plan.evaluations)} to do")
+    return "\n".join(lines)
+
+
+def _is_built(request: Request) -> bool:
+    """Whether the request's model exists, so that its key can be computed."""
+    path = request.model.path
+    return (
+        is_gguf(path)
+        or Path(path).is_dir()
+        or not path.startswith(("/", "."))
+        and "artifacts/" not in path
+    )
+
+
+class _Run:
+    """One arm with one seed: its folder, its log files, its tracker."""
+
+    def __init__(self, config: Align, overrides: list[str], plan: Plan) -> None:
+        self.config, self.overrides, self.plan = config, overrides, plan
+        self.root = Path(config.paths.root)
+        plain = _plain(config)
+        for key in ("paths", "track", "plan_only", "title"):
+            del plain[key]
+        plain["launch"] = {"processes": config.launch.nnodes * config.launch.nproc_per_node}
+        self.key = content_key(plain)
+        self.label = ", ".join(o.lstrip("+") for o in overrides if not _NOT_AN_ARM.match(o))
+        self.arm = _arm(plain, self.label)
+        self.folder = (
+            self.root
+            / "runs"
+            / config.name
+            / f"{_slug(self.label) or 'run'}-seed{config.seed}-{self.key[:8]}"
+        )
+        self.tracker = Tracker(config.track, group=config.name, config=plain | {"arm": self.label})
+
+    def train(self, job: Job) -> dict[str, Any]:
+        """The record of a stage, built unless it is there."""
+        is_reused = is_complete(job.out)
+        if not is_reused:
+            if self.config.launch.node_rank > 0:
+                self._join(job)
+            else:
+                build_once(job.out, lambda partial: self._train_once(job, partial))
+        manifest = Manifest.load(job.out)
+        return {
+            "stage": job.stage,
+            "key": job.key,
+            "seconds": manifest.seconds,
+            "reused": is_reused,
+            "metrics": manifest.metrics,
+            "data": manifest.data,
+            "method": job.peft.method if job.peft.method != "none" else "full",
+            "parameters": manifest.parameters,
+        }
+
+    def _train_once(self, job: Job, partial: Path) -> dict[str, Any]:
+        name = f"{self.label} {job.stage}".strip()
+        with self.tracker.run(name, "train") as live:
+            rows = _Tail(partial / METRICS)
+
+            def mirror() -> None:
+                for row in rows.new():
+                    live.log(_without(row, "step"), step=int(row["step"]))
+
+            self._start(job, partial, mirror)
+            manifest: dict[str, Any] = read_json(partial / MANIFEST)
+            live.summary.update(redact(manifest["metrics"] | {"key": job.key}))
+        return manifest
+
+    def _start(self, job: Job, partial: Path, watch: Callable[[], None] = lambda: None) -> None:
+        spec = self.folder / "logs" / f"{job.stage}.job.json"
+        spec.parent.mkdir(parents=True, exist_ok=True)
+        write_json(spec, job.to_json(partial))
+        settings = self.config.launch
+        argv = launch.command("align.worker", [str(spec)], settings)
+        launch.run(
+            argv, job.stage, spec.parent / f"{job.stage}.log", settings.nproc_per_node, watch
+        )
+        if settings.node_rank == 0 and not (partial / MANIFEST).is_file():
+            raise UserError(
+                f"{job.stage} ended without a result; see {spec.parent / f'{job.stage}.log'}"
+            )
+
+    def _join(self, job: Job) -> None:
+        """On a further machine: take part in the training that machine 0 publishes on the shared file system."""
+        self._start(job, job.out.parent / f".{job.out.name}.partial")
+        patience = time.monotonic() + 600
+        while not is_complete(job.out):
+            if time.monotonic() > patience:
+                raise UserError(
+                    f"{job.stage}: machine 0 published no {job.out}; paths.root must be on a file system that all machines share"
+                )
+            time.sleep(1)
+
+    def evaluate(self) -> dict[tuple[str, str, str], EvalResult]:
+        """Results by (policy, quantizer, suite); what is missing is measured in one worker process."""
+        missing = [r for _, r in self.plan.evaluations if not is_complete(r.folder(self.root))]
+        if missing:
+            spec = self.folder / "logs" / "evaluate.requests.json"
+            spec.parent.mkdir(parents=True, exist_ok=True)
+            write_json(spec, [request_to_json(request) for request in missing])
+            argv = launch.command("evals.worker", [str(spec), str(self.root)])
+            launch.run(argv, "evaluate", spec.parent / "evaluate.log")
+        results = {}
+        for policy, request in self.plan.evaluations:
+            result = EvalResult.load(request.folder(self.root))
+            results[policy, request.quantizer, request.suite.name] = result
+            if request in missing:
+                self.tracker.evaluation(
+                    f"{self.label} {policy} {request.quantizer} {request.suite.name}".strip(),
+                    result,
+                )
+        return results
+
+    def record(
+        self,
+        stages: list[dict[str, Any]],
+        results: dict[tuple[str, str, str], EvalResult],
+        started: float,
+    ) -> None:
+        """Copy the results into the run's folder and write `run.json`, last."""
+        from evals.provenance import provenance
+
+        evaluations = []
+        for (policy, quantizer, suite), result in results.items():
+            path = Path("evals") / f"{policy}-{quantizer}-{suite}"
+            shutil.copytree(result.folder, self.folder / path, dirs_exist_ok=True)
+            evaluations.append(
+                {"policy": policy, "quantizer": quantizer, "suite": suite, "path": str(path)}
+            )
+        config = self.config
+        write_json(self.folder / "config.json", redact(_plain(config)))
+        record = {
+            "experiment": config.name,
+            "title": config.title,
+            "label": self.label,
+            "arm": self.arm,
+            "seed": config.seed,
+            "overrides": self.overrides,
+            "command": "python -m align " + " ".join(self.overrides),
+            "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(
+                timespec="seconds"
+            ),
+            "seconds": round(time.time() - started, 1),
+            "margin": config.evaluation.margin,
+            "model": {"path": config.model.path, "dtype": config.model.dtype.value},
+            "stages": stages,
+            "policies": list(self.plan.policies),
+            "evaluations": evaluations,
+            "provenance": provenance(),
+        }
+        write_json(self.folder / "run.json", redact(record))
+
+
+class _Tail:
+    """The rows that were appended to a JSONL file since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Complete new rows."""
+        if not self._path.is_file():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            block = file.read()
+        end = block.rfind(b"\n") + 1
+        self._offset += end
+        return [json.loads(line) for line in block[:end].splitlines()]
+
+
+def _plain(value: Any) -> Any:
+    """A dataclass as JSON-like values, enums by value."""
+    if isinstance(value, Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _arm(config: dict[str, Any], label: str) -> str:
+    """Names the arm: the config without any stage's seed, and the overrides that made it."""
+    stages = {
+        name: config[name] | {"args": _without(config[name]["args"], "seed")} for name in STAGES
+    }
+    return content_key([_without(config | stages, "seed"), label])[:8]
+
+
+def _without(mapping: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in mapping.items() if name != key}
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.=_-]+", "-", text)[:80].strip("-")
+
+
+def _summary(results: dict[tuple[str, str, str], EvalResult], config: Align) -> str:
+    """Base against the last policy, main metrics only, as text."""
+    final = [policy for policy, quantizer, _ in results if quantizer == "none"][-1:]
+    lines = []
+    for suite in config.evaluation.suites:
+        baseline, candidate = results[("base", "none", suite)], results[(final[0], "none", suite)]
+        if final[0] == "base":
+            continue
+        for delta in compare(baseline, candidate, config.evaluation.margin):
+            if delta.is_main:
+                lines.append(
+                    f"{delta.task:20} {delta.metric:11} base {delta.baseline:.3f} → {final[0]} {delta.candidate:.3f}  "
+                    f"{delta.difference:+.3f} [{delta.ci_low:+.3f}, {delta.ci_high:+.3f}]  n={delta.n}  {delta.verdict}"
+                )
+    return "\n".join(lines)
+
+
+def _objective(
+    results: dict[tuple[str, str, str], EvalResult], config: Align, plan: Plan
+) -> float | None:
+    wanted = config.evaluation.objective
+    if wanted:
+        for (policy, quantizer, suite), result in results.items():
+            for score in result.scores:
+                if (
+                    policy == plan.final
+                    and quantizer == "none"
+                    and f"{suite}/{score.task}/{score.metric}" == wanted
+                ):
+                    return score.value
+        raise UserError(
+            f"evaluation.objective={wanted!r} is no SUITE/TASK/METRIC that was measured"
+        )
+    gains = [
+        delta.difference if delta.higher_is_better else -delta.difference
+        for suite, settings in config.evaluation.suites.items()
+        if settings.role.value == "gain" and plan.final != "base"
+        for delta in compare(results["base", "none", suite], results[plan.final, "none", suite])
+        if delta.is_main
+    ]
+    return sum(gains) / len(gains) if gains else None

@@ -1,0 +1,189 @@
+"""What every TRL stage does: arguments, data, training, saving."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from align.artifact import Job, Manifest
+from conf.entry import UserError
+from conf.schema import Model
+from evals.models import load_tokenizer, local_path, merge_adapter
+from evals.provenance import provenance
+from evals.store import MANIFEST, write_json
+from reward.data import load, to_trl
+
+METRICS = "metrics.jsonl"
+ADAPTER = "adapter"
+
+# `peft.method` → the config class in peft.
+PEFT_CONFIGS = {"lora": "LoraConfig"}
+
+
+def run_stage(
+    job: Job, kind: str, config_class: type[Any], trainer_class: type[Any], task_type: str
+) -> None:
+    """Train `job` with a TRL trainer and leave a model folder with a manifest in `job.out`.
+
+    Args:
+        job: what to train; `job.out` exists and is empty.
+        kind: the kind of data that the stage takes, see `reward.data.load`.
+        config_class, trainer_class: TRL's.
+        task_type: PEFT's name of the task, CAUSAL_LM or SEQ_CLS.
+    """
+    from datasets import Dataset
+
+    started = time.monotonic()
+    path = local_path(_plain(job), job.cache)
+    tokenizer = load_tokenizer(job.model, job.cache)
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"the tokenizer of {job.model.path} has no chat template; set model.chat_template to a Jinja file"
+        )
+    rows = load(job.data, kind)
+    held_out = load(job.eval_data, kind) if job.eval_data else None
+    trainer = trainer_class(
+        model=path,
+        args=config_class(**arguments(job)),
+        train_dataset=Dataset.from_list(to_trl(rows.records, kind)),
+        eval_dataset=Dataset.from_list(to_trl(held_out.records, kind)) if held_out else None,
+        processing_class=tokenizer,
+        peft_config=peft_config(job, task_type),
+        callbacks=[ledger(job.out / METRICS)],
+    )
+    parameters = _count(trainer.model)
+    outcome = trainer.train()
+    metrics = dict(outcome.metrics)
+    if held_out:
+        metrics |= trainer.evaluate()
+    save(trainer, job, task_type)
+    if trainer.is_world_process_zero():
+        manifest = Manifest(
+            stage=job.stage,
+            key=job.key,
+            parents=job.parents,
+            config=json.loads(
+                json.dumps({"args": job.args, "peft": vars(job.peft), "deepspeed": job.deepspeed})
+            ),
+            data={
+                "source": rows.source,
+                "rows": len(rows.records),
+                "dropped": len(rows.dropped),
+                "format": rows.format,
+                "fingerprint": rows.fingerprint,
+            },
+            metrics={
+                key: float(value)
+                for key, value in metrics.items()
+                if isinstance(value, int | float)
+            },
+            parameters=parameters,
+            seconds=round(time.monotonic() - started, 1),
+            provenance=provenance(),
+        )
+        write_json(job.out / MANIFEST, vars(manifest))
+
+
+def _plain(job: Job) -> Model:
+    if job.model.adapter:
+        raise UserError(
+            "training cannot start from model.adapter; merge it first with "
+            "`PeftModel.merge_and_unload().save_pretrained(FOLDER)` and set model.path=FOLDER"
+        )
+    return job.model
+
+
+def arguments(job: Job) -> dict[str, Any]:
+    """TRL's arguments of a job: the user's own, and what the harness and the machine decide."""
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    args: dict[str, Any] = {
+        "use_cpu": on_cpu,
+        **job.args,
+        "output_dir": str(job.out / "trainer"),
+        "report_to": "none",  # the parent process mirrors metrics.jsonl to W&B
+        "save_strategy": "no",  # the artifact is the only thing that is kept
+        "deepspeed": job.deepspeed,
+    }
+    if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        args.setdefault("ddp_backend", "gloo")
+    init = dict(args.get("model_init_kwargs") or {})
+    if job.peft.method != "none":
+        init.setdefault(
+            "dtype", "bfloat16"
+        )  # frozen weights need no more; adapters are kept in float32 by PEFT
+    if job.model.revision:
+        init.setdefault("revision", job.model.revision)
+    args["model_init_kwargs"] = init or None
+    return args
+
+
+def peft_config(job: Job, task_type: str) -> Any:
+    """PEFT's config of a job, or None when every weight is trained."""
+    if job.peft.method == "none":
+        return None
+    import peft
+
+    options = dict(job.peft.args)
+    if task_type == "SEQ_CLS":
+        options.setdefault(
+            "modules_to_save", ["score"]
+        )  # the new head must be trained and saved whole
+    return getattr(peft, PEFT_CONFIGS[job.peft.method])(task_type=task_type, **options)
+
+
+def ledger(path: Path) -> Any:
+    """A trainer callback that appends every log entry to a JSONL file, on the first process."""
+    from transformers import TrainerCallback
+
+    class Ledger(TrainerCallback):
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+        ) -> None:
+            if state.is_world_process_zero and logs:
+                values = {key: _number(value) for key, value in logs.items()}
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": state.global_step, **values}) + "\n")
+
+    return Ledger()
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def _count(model: Any) -> dict[str, int]:
+    """Parameters in all and trained ones; ZeRO-3 keeps the true size in `ds_numel`."""
+    total = trained = 0
+    for parameter in model.parameters():
+        size = int(getattr(parameter, "ds_numel", parameter.numel()))
+        total += size
+        trained += size if parameter.requires_grad else 0
+    return {"total": total, "trained": trained}
+
+
+def save(trainer: Any, job: Job, task_type: str) -> None:
+    """Leave a plain model folder in `job.out`; with an adapter, the merged weights and the adapter beside them."""
+    if job.peft.method == "none":
+        trainer.save_model(str(job.out))
+    else:
+        trainer.save_model(str(job.out / ADAPTER))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        if job.peft.method != "none":
+            merge_adapter(
+                Model(**vars(job.model) | {"adapter": str(job.out / ADAPTER)}),
+                job.out,
+                job.cache,
+                is_classifier=task_type == "SEQ_CLS",
+            )
+        shutil.rmtree(job.out / "trainer", ignore_errors=True)
+        for leftover in job.out.rglob("training_args.bin"):  # a pickle that nothing reads
+            leftover.unlink()
+    trainer.accelerator.wait_for_everyone()

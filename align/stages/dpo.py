@@ -1,0 +1,11 @@
+"""Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290) and its loss variants, with TRL's DPOTrainer."""
+
+from align.artifact import Job
+from align.stages.common import run_stage
+
+
+def run(job: Job) -> None:
+    """Prefer chosen over rejected. The reference is the model that the stage starts from."""
+    from trl import DPOConfig, DPOTrainer
+
+    run_stage(job, "preference", DPOConfig, DPOTrainer, task_type="CAUSAL_LM")

@@ -1,0 +1,50 @@
+"""`python -m evals model.path=… suite=… [quant=…]`: evaluate one model on one suite."""
+
+import shutil
+from pathlib import Path
+
+from conf.entry import entry
+from conf.schema import Evals
+from evals.run import Request, check_request, evaluate
+
+
+@entry("evals", Evals)
+def main(config: Evals, overrides: list[str]) -> float | None:
+    """Evaluate, print a table, and leave `results.json` with one JSONL a task."""
+    del overrides
+    root = Path(config.paths.root)
+    request = Request(config.model, config.quant, config.suite)
+    check_request(request)
+    _quiet()
+    result = next(evaluate([request], root))
+    folder = request.folder(root)
+    if config.out:
+        shutil.copytree(folder, config.out, dirs_exist_ok=True)
+        folder = Path(config.out)
+    if config.track.wandb:
+        from evals.track import Tracker
+
+        Tracker(config.track, group="evals").evaluation(
+            f"{config.suite.name}-{config.quant}", result
+        )
+    if result.skipped:
+        print(f"skipped: {result.skipped}")
+    for score in result.scores:
+        mark = "*" if score.is_main else " "
+        print(
+            f"{mark} {score.task:24} {score.metric:16} {score.value:.4f} ± {score.stderr:.4f}  n={score.n}"
+        )
+    print(folder / "results.json")
+    return next((score.value for score in result.scores if score.is_main), None)
+
+
+def _quiet() -> None:
+    """Keep the libraries' warnings off the terminal: they concern options that the harness sets on purpose."""
+    import logging
+
+    for name in ("lm_eval", "bitsandbytes", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""The only door to lm-eval: load a suite's tasks, score a model on them, give records."""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conf.entry import UserError
+from conf.passthrough import did_you_mean
+from conf.schema import Suite, TaskSource
+from evals import offline
+from evals.results import Score
+from evals.store import content_key
+
+TASKS_DIR = Path(__file__).parent / "tasks"
+
+# lm-eval scores in the model's own format unless told otherwise: in bfloat16 that rounds log-likelihoods to half a nat,
+# and differences between models drown in it.
+SOFTMAX_DTYPE = "float32"
+
+# The metric by which a task is ranked when it has several; else its first.
+_PREFERRED = ("acc_norm", "acc", "exact_match")
+
+
+@dataclass
+class Group:
+    """What a suite calls a task: one lm-eval task, or a group of them whose documents are pooled."""
+
+    name: str
+    tasks: dict[str, Any]  # lm-eval Task objects by name
+    documents: dict[str, list[int]]  # chosen document numbers by task name
+
+    @property
+    def size(self) -> int:
+        """Number of chosen documents."""
+        return sum(len(numbers) for numbers in self.documents.values())
+
+
+def load_groups(suite: Suite) -> list[Group]:
+    """The suite's tasks with the documents that it samples: `limit` of each, by `sample_seed`.
+
+    Raises:
+        UserError: when a task does not exist or its documents cannot be had.
+    """
+    from lm_eval.tasks import TaskManager
+
+    include = [str(TASKS_DIR)] + ([suite.include_path] if suite.include_path else [])
+    own = {path.stem for folder in include for path in Path(folder).rglob("*.yaml")}
+    manager = TaskManager(include_path=include, include_defaults=not own.issuperset(suite.tasks))
+    groups = []
+    for name in suite.tasks:
+        tasks = _load(manager, name, suite)
+        for task in tasks.values():
+            _configure(task, suite)
+        groups.append(Group(name, *_sampled(tasks, suite)))
+    return groups
+
+
+def _load(manager: Any, name: str, suite: Suite) -> dict[str, Any]:
+    if suite.source is TaskSource.offline:
+        overrides = offline.members(name)
+        # lm-eval applies the fields of an inline group's members over the registered task.
+        spec: Any = {
+            "group": "offline",
+            "task": [{"task": task, **fields} for task, fields in overrides.items()],
+        }
+    elif name in manager.task_index:
+        spec = name
+    else:
+        hint = did_you_mean(name, manager.task_index)
+        raise UserError(f"suite.tasks: lm-eval has no task {name!r}.{hint}")
+    try:
+        return dict(manager.load([spec])["tasks"])
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"task {name!r} cannot be loaded: {reason}. If this machine has no network, choose a suite "
+            "with source: offline, or put the dataset into the Hugging Face cache first"
+        ) from error
+
+
+def _configure(task: Any, suite: Suite) -> None:
+    if suite.num_fewshot is not None and task.get_config("num_fewshot") != 0:
+        task.set_config(key="num_fewshot", value=suite.num_fewshot)
+    elif task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=0)
+    if suite.gen_kwargs and task.get_config("output_type") == "generate_until":
+        task.set_config(key="generation_kwargs", value=dict(suite.gen_kwargs), update=True)
+    task.set_fewshot_seed(seed=suite.sample_seed)
+
+
+def _sampled(tasks: dict[str, Any], suite: Suite) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    every = [
+        (name, number) for name, task in tasks.items() for number in range(len(task.eval_docs))
+    ]
+    if suite.limit is not None and suite.limit < len(every):
+        every = random.Random(f"{suite.sample_seed}").sample(every, suite.limit)
+    documents: dict[str, list[int]] = {}
+    for name, number in sorted(every):
+        documents.setdefault(name, []).append(number)
+    return {name: tasks[name] for name in documents}, documents
+
+
+def settings(
+    suite: Suite, groups: list[Group], tokenizer: Any, dtype: str, device: str
+) -> dict[str, Any]:
+    """All that must be equal for two results to be comparable; see `EvalResult.settings`."""
+    import lm_eval
+
+    template = tokenizer.chat_template if suite.apply_chat_template else None
+    return {
+        "backend": f"lm-eval {lm_eval.__version__} hf",
+        "device": device,
+        "dtype": dtype,
+        "softmax_dtype": SOFTMAX_DTYPE,
+        "batch_size": suite.batch_size,
+        "source": suite.source.value,
+        "limit": suite.limit,
+        "sample_seed": suite.sample_seed,
+        "chat_template": content_key(template) if template else None,
+        "system_instruction": suite.system_instruction,
+        "gen_kwargs": suite.gen_kwargs,
+        "tasks": {group.name: _task_settings(group) for group in groups},
+    }
+
+
+def _task_settings(group: Group) -> dict[str, Any]:
+    configs = {}
+    for name, task in group.tasks.items():
+        config = task.dump_config()
+        for key in (
+            "custom_dataset",
+            "dataset_kwargs",
+            "metadata",
+        ):  # hold addresses and local paths
+            config.pop(key, None)
+        configs[name] = config
+    first = next(iter(group.tasks.values()))
+    return {
+        "version": first.VERSION,
+        "num_fewshot": first.get_config("num_fewshot"),
+        "config": content_key(configs),
+        "documents": content_key(group.documents),
+        "n": group.size,
+    }
+
+
+def score(
+    model: Any, tokenizer: Any, suite: Suite, groups: list[Group], out: Path
+) -> tuple[list[Score], dict[str, str]]:
+    """Score an opened model on loaded groups.
+
+    Writes one JSONL a group into `out`, a row a document: id, hash, prompt, target, answer, metrics.
+
+    Returns:
+        The scores, and the name of each group's sample file.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM(
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=suite.batch_size,
+        softmax_dtype=SOFTMAX_DTYPE,
+    )
+    outcome = lm_eval.evaluate(
+        lm=lm,
+        task_dict={"tasks": {name: task for group in groups for name, task in group.tasks.items()}},
+        samples={name: docs for group in groups for name, docs in group.documents.items()},
+        system_instruction=suite.system_instruction,
+        apply_chat_template=suite.apply_chat_template,
+        bootstrap_iters=1000,
+    )
+    scores, files = [], {}
+    for group in groups:
+        rows = [row for name in group.tasks for row in outcome["samples"][name]]
+        files[group.name] = f"samples_{group.name}.jsonl"
+        with (out / files[group.name]).open("w", encoding="utf-8") as file:
+            for row in _records(group, rows):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        scores += list(_scores(group, outcome, rows))
+    return scores, files
+
+
+def _records(group: Group, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    per_filter = len(rows) // group.size  # a task with several answer filters has a row for each
+    names = [name for name in group.tasks for _ in range(per_filter * len(group.documents[name]))]
+    for name, row in zip(names, rows, strict=True):
+        yield {
+            "doc_id": row["doc_id"] if len(group.tasks) == 1 else f"{name}/{row['doc_id']}",
+            "doc_hash": content_key([row["doc_hash"], row["prompt_hash"], row["target_hash"]]),
+            "prompt": str(row["arguments"][0][0]),
+            "target": str(row["target"]),
+            "answer": _answer(row),
+            "metrics": {
+                _label(metric, row["filter"]): float(row[metric])
+                for metric in row["metrics"]
+                if isinstance(row[metric], bool | int | float)
+            },
+        }
+
+
+def _answer(row: dict[str, Any]) -> str:
+    """The generated text, or the options with their log-likelihoods."""
+    responses = row["filtered_resps"]
+    if all(isinstance(response, str) for response in responses):
+        return "\n".join(responses)
+    options = [str(arguments[1]) for arguments in row["arguments"]]
+    pairs = zip(responses, options, strict=False)
+    return "\n".join(
+        f"{float(r[0] if isinstance(r, tuple | list) else r):.3f} {o}" for r, o in pairs
+    )
+
+
+def _label(metric: str, filter_name: str) -> str:
+    return metric if filter_name == "none" else f"{metric},{filter_name}"
+
+
+def _scores(group: Group, outcome: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[Score]:
+    """A group's scores: lm-eval's own for one task, the mean over pooled documents for several."""
+    results = {name: outcome["results"][name] for name in group.tasks}
+    first = next(iter(group.tasks))
+    keys = [key for key in results[first] if "," in key and "_stderr," not in key]
+    labels = [_label(*key.split(",", 1)) for key in keys]
+    main = next((label for label in _PREFERRED if label in labels), labels[0])
+    for key, label in zip(keys, labels, strict=True):
+        metric, filter_name = key.split(",", 1)
+        if len(group.tasks) == 1:
+            value, stderr = (
+                results[first][key],
+                results[first].get(f"{metric}_stderr,{filter_name}"),
+            )
+        else:
+            value, stderr = _pooled(
+                [float(row[metric]) for row in rows if row["filter"] == filter_name]
+            )
+        yield Score(
+            task=group.name,
+            metric=label,
+            value=float(value),
+            stderr=float(stderr) if isinstance(stderr, int | float) else float("nan"),
+            n=group.size,
+            higher_is_better=bool(outcome["higher_is_better"][first].get(metric, True)),
+            is_main=label == main,
+        )
+
+
+def _pooled(values: list[float]) -> tuple[float, float]:
+    """Mean and standard error of the mean."""
+    n = len(values)
+    mean = sum(values) / n
+    variance = sum((value - mean) ** 2 for value in values) / max(1, n - 1)
+    return mean, (variance / n) ** 0.5

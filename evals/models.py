@@ -1,0 +1,193 @@
+"""Open a model for measurement, in the format asked for, and free the device afterwards."""
+
+import contextlib
+import gc
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from conf.entry import UserError
+from conf.schema import Model
+from evals.gguf import convert, converted_folder, is_gguf
+from evals.quantize import QuantizerUnavailable, find, loading_options
+from evals.store import fingerprint
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+
+
+def is_local(path: str) -> bool:
+    """Whether a model path means a folder on this machine rather than a hub id."""
+    return path.startswith((".", "/", "~")) or Path(path).expanduser().is_dir()
+
+
+def check(model: Model) -> None:
+    """Refuse a model that cannot be loaded, before anything is. Looks at file names only.
+
+    Raises:
+        UserError: naming the file that is missing.
+    """
+    if is_gguf(model.path):
+        converted_folder(model.path, Path())
+    elif is_local(model.path):
+        _check_folder(Path(model.path).expanduser())
+    if model.chat_template and not Path(model.chat_template).is_file():
+        raise UserError(f"model.chat_template: there is no file {model.chat_template}")
+    if model.adapter and is_local(model.adapter):
+        config = Path(model.adapter).expanduser() / "adapter_config.json"
+        if not config.is_file():
+            raise UserError(
+                f"model.adapter={model.adapter} is not a PEFT adapter: {config} is missing"
+            )
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"model.path: there is no folder {folder}")
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"model.path={folder} is not a Hugging Face model folder: config.json is missing"
+        )
+    if not any(any(folder.glob(pattern)) for pattern in _WEIGHT_FILES):
+        raise UserError(
+            f"model.path={folder} has no safetensors weights; convert them with "
+            "`AutoModel.from_pretrained(folder).save_pretrained(folder)` (pickled weights are not loaded)"
+        )
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise UserError(
+            f"model.path={folder} has no tokenizer (one of {', '.join(_TOKENIZER_FILES)}); "
+            "copy the tokenizer files of its base model into the folder"
+        )
+    with (folder / "config.json").open(encoding="utf-8") as file:
+        try:
+            config = json.load(file)
+        except ValueError as error:
+            raise UserError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    if "auto_map" in config:
+        raise UserError(
+            f"model.path={folder} wants to run its own code (auto_map); that is not supported"
+        )
+
+
+def identity(model: Model, cache: Path) -> dict[str, Any]:
+    """What a result depends on in a model: content hashes for local files, the commit for a hub id."""
+    if is_gguf(model.path):
+        weights = converted_folder(model.path, cache).name
+    elif is_local(model.path):
+        weights = fingerprint(Path(model.path).expanduser(), cache / "fingerprints.json")
+    else:
+        weights = f"{model.path}@{hub_commit(model.path, model.revision)}"
+    return {
+        "weights": weights,
+        "adapter": model.adapter and fingerprint_or_name(model.adapter, cache),
+        "dtype": model.dtype.value,
+        "chat_template": model.chat_template and fingerprint(Path(model.chat_template)),
+    }
+
+
+def fingerprint_or_name(path: str, cache: Path) -> str:
+    """Content hash of a local folder, the name of anything on the hub."""
+    local = Path(path).expanduser()
+    return fingerprint(local, cache / "fingerprints.json") if local.exists() else path
+
+
+def hub_commit(repository: str, revision: str | None, kind: str = "model") -> str:
+    """The commit that a hub revision means: asked from the hub, else from the local cache, else the name itself."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if not constants.HF_HUB_OFFLINE:
+        with contextlib.suppress(Exception):  # any network trouble: the cache decides
+            from huggingface_hub import HfApi
+
+            info = HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=5)
+            return str(info.sha)
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type=kind)
+    ref = folder / "refs" / (revision or "main")
+    return ref.read_text().strip() if ref.is_file() else (revision or "main")
+
+
+def local_path(model: Model, cache: Path) -> str:
+    """The path or hub id that `from_pretrained` understands; converts a GGUF on first use."""
+    return str(convert(model.path, cache)) if is_gguf(model.path) else model.path
+
+
+def load_tokenizer(model: Model, cache: Path) -> Any:
+    """The tokenizer, with the model's chat template replaced where the config says so, and a pad token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(local_path(model, cache), revision=model.revision)
+    if model.chat_template:
+        tokenizer.chat_template = Path(model.chat_template).read_text(encoding="utf-8")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@contextlib.contextmanager
+def open_model(model: Model, quantizer: str, cache: Path) -> Iterator[tuple[Any, Any]]:
+    """`(model, tokenizer)` on the accelerator if there is one, in evaluation mode.
+
+    An adapter is merged into the weights first, so that what is quantized is what would be shipped.
+
+    Raises:
+        QuantizerUnavailable: when the quantizer cannot run here.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    find(quantizer)
+    options = loading_options(quantizer)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with contextlib.ExitStack() as stack:
+        if model.adapter:
+            model = stack.enter_context(_merged(model, cache))
+        dtype = "auto" if model.dtype.value == "auto" else getattr(torch, model.dtype.value)
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(
+                local_path(model, cache),
+                revision=model.revision,
+                dtype=dtype,
+                device_map=device,
+                **options,
+            )
+        except (ImportError, NotImplementedError) as error:
+            if quantizer == "none":
+                raise
+            raise QuantizerUnavailable(f"{quantizer} cannot load here: {error}") from error
+        loaded.eval()
+        try:
+            yield loaded, load_tokenizer(model, cache)
+        finally:
+            del loaded
+            gc.collect()
+            if device == "cuda":
+                torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _merged(model: Model, cache: Path) -> Iterator[Model]:
+    with tempfile.TemporaryDirectory(prefix="merged-") as folder:
+        merge_adapter(model, Path(folder), cache)
+        yield replace(model, path=folder, revision=None, adapter=None)
+
+
+def merge_adapter(model: Model, out: Path, cache: Path, is_classifier: bool = False) -> None:
+    """Write `model` with its adapter merged to `out`. The sum is formed in float32, then rounded once to the dtype."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    source = local_path(model, cache)
+    options: dict[str, Any] = {"revision": model.revision, "dtype": torch.float32}
+    if is_classifier:
+        base = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, **options)
+    else:
+        base = AutoModelForCausalLM.from_pretrained(source, **options)
+    merged = PeftModel.from_pretrained(base, model.adapter).merge_and_unload(safe_merge=True)
+    dtype = torch.bfloat16 if model.dtype.value == "auto" else getattr(torch, model.dtype.value)
+    merged.to(dtype).save_pretrained(out)
+    load_tokenizer(model, cache).save_pretrained(out)

