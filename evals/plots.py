@@ -33,7 +33,7 @@ _LABELS = 1.9  # inches for the names at the left
 
 
 class Point(NamedTuple):
-    """One row of a chart: a value and its interval in the axis' unit; `verdict` picks the colour."""
+    """One row of a chart: a value and its interval in the axis' unit; `verdict` sets the colour."""
 
     label: str
     value: float

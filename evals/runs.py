@@ -144,6 +144,8 @@ def _check(record: Any) -> None:
             continue
         if not isinstance(record[key], kinds):
             raise TypeError(f"{key!r} is a {type(record[key]).__name__}, not a {kinds[0].__name__}")
+    if not all(isinstance(stage, dict) for stage in record.get("stages", [])):
+        raise TypeError("'stages' is not a list of objects")
     if not record["policies"]:
         raise ValueError("'policies' is empty")
 

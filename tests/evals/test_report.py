@@ -122,6 +122,14 @@ def write_task(run: Path, base: Answers, dpo: Answers, **settings: Any) -> None:
     write_evaluation(run / "evals/dpo-none-task", "task", "gain", {"json": dpo}, **settings)
 
 
+def rewrite_scores(run: Path, **fields: Any) -> None:
+    """Change fields of every score in a run's results."""
+    for path in run.rglob("results.json"):
+        record = json.loads(path.read_text("utf-8"))
+        record["scores"] = [score | fields for score in record["scores"]]
+        path.write_text(json.dumps(record), "utf-8")
+
+
 def page(runs: Path, out: Path) -> str:
     return build_report(runs, out).read_text(encoding="utf-8")
 
@@ -260,15 +268,60 @@ def test_a_lost_sample_file_is_the_reason_in_the_cell(tmp_path: Path) -> None:
 def test_a_metric_that_cannot_be_paired_says_so(tmp_path: Path) -> None:
     run = tmp_path / "runs"
     write_task(run, BASE, BASE)
-    for policy in ("base", "dpo"):
-        path = run / f"evals/{policy}-none-task/results.json"
-        record = json.loads(path.read_text("utf-8"))
-        record["scores"][0]["metric"] = "corpus_f1"  # in no sample
-        path.write_text(json.dumps(record), "utf-8")
+    rewrite_scores(run, metric="corpus_f1")  # in no sample
     write_run(run, TASK)
     (row,) = leaderboard_rows(run)
     assert row["gain"] is None
     assert "not a mean over the documents" in row["gain_note"]
+
+
+def test_a_gain_in_a_metric_where_less_is_better_is_positive(tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    write_task(run, marks(*[1] * 8), BASE)
+    rewrite_scores(run, higher_is_better=False)
+    write_run(run, TASK)
+    (row,) = leaderboard_rows(run)
+    assert (row["gain"], row["gain_verdict"]) == (0.75, "better")
+    assert "−75.0" in page(run, tmp_path / "site")  # its table shows the metric as it is
+
+
+def test_two_gain_tasks_are_averaged_and_one_lost_task_leaves_no_average(tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    tasks = {"json": BASE, "yaml": BASE}
+    write_evaluation(run / "evals/base-none-task", "task", "gain", tasks)
+    write_evaluation(run / "evals/dpo-none-task", "task", "gain", tasks | {"json": marks(*[1] * 8)})
+    write_run(run, TASK)
+    (row,) = leaderboard_rows(run)
+    assert row["gain"] == pytest.approx((0.75 + 0) / 2)
+    assert row["score"] == pytest.approx((1 + 0.25) / 2)
+    assert row["score_n"] == 16
+    page(run, tmp_path / "site")
+    write_evaluation(run / "evals/base-none-more", "more", "gain", {"toml": BASE})
+    write_run(run, [*TASK, ("base", "none", "more")])
+    (row,) = leaderboard_rows(run)
+    assert (row["gain"], row["gain_note"]) == (None, "dpo was not measured on more")
+    page(run, tmp_path / "site")
+
+
+def test_a_run_that_trained_nothing_has_a_page(tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    write_task(run, BASE, BASE)
+    write_run(run, TASK[:1], policies=["base"], stages=[])
+    (row,) = leaderboard_rows(run)
+    assert (row["gain"], row["gain_note"]) == (None, "nothing was trained")
+    page(run, tmp_path / "site")
+
+
+def test_one_task_under_two_settings_is_two_tests(tmp_path: Path) -> None:
+    for limit in (8, 9):
+        run = tmp_path / f"runs/{limit}"
+        for policy in ("base", "dpo"):
+            folder = run / f"evals/{policy}-none-task"
+            write_evaluation(folder, "task", "gain", {"json": BASE}, settings={"limit": limit})
+        write_run(run, TASK, arm=str(limit))
+    rows = leaderboard_rows(tmp_path / "runs")
+    assert [row["rank"] for row in rows] == ["1", "1"]
+    assert len({row["test"] for row in rows}) == 2
 
 
 def test_hostile_text_is_escaped(tmp_path: Path) -> None:
