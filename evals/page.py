@@ -11,7 +11,7 @@ from conf.entry import UserError
 from evals.contrast import Change, Contrast, Row
 from evals.leaderboard import Arm, Board, MeanScore
 from evals.plots import Point, forest_chart, score_chart
-from evals.results import EvalResult, read_jsonl
+from evals.results import EvalResult, Score, read_jsonl
 from evals.runs import Run, Variant
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -133,6 +133,7 @@ class SampleSet(NamedTuple):
     won: int
     lost: int
     rows: list[Sample]
+    best: int = 1  # the mark of a right answer; 0 for a metric where less is better
     note: str = ""  # why there are none
 
 
@@ -289,19 +290,21 @@ def _samples(run: Run, before: Variant, after: Variant, suite: str, task: str) -
         ours, theirs = (
             _sample_rows(run.result(variant, suite), task) for variant in (before, after)
         )
-        metric = _main_metric(run, suite, task)
+        score = _main_score(run, suite, task)
         pairs = [(ours[key], theirs[key]) for key in ours if key in theirs]
-        rows = [_sample(left, right, metric) for left, right in pairs]
+        rows = [_sample(left, right, score.metric) for left, right in pairs]
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error) if isinstance(error, UserError) else "the sample files cannot be read"
-        return SampleSet(task, "", 0, 0, 0, [], reason)
+        return SampleSet(task, "", 0, 0, 0, [], note=reason)
     # Python's sort is stable: within each kind the test's own order stays.
     shown = sorted(
         rows, key=lambda row: (row.before == row.after, row.before_answer == row.after_answer)
     )
-    won = sum(row.after > row.before for row in rows)
-    lost = sum(row.after < row.before for row in rows)
-    return SampleSet(task, metric, len(rows), won, lost, shown[:_SAMPLES])
+    rises = sum(row.after > row.before for row in rows)
+    falls = sum(row.after < row.before for row in rows)
+    won, lost = (rises, falls) if score.higher_is_better else (falls, rises)
+    best = int(score.higher_is_better)
+    return SampleSet(task, score.metric, len(rows), won, lost, shown[:_SAMPLES], best)
 
 
 def _sample_rows(result: EvalResult | str, task: str) -> dict[str, dict[str, Any]]:
@@ -313,12 +316,12 @@ def _sample_rows(result: EvalResult | str, task: str) -> dict[str, dict[str, Any
     return {f"{row['doc_id']}:{row['doc_hash']}": row for row in rows}
 
 
-def _main_metric(run: Run, suite: str, task: str) -> str:
+def _main_score(run: Run, suite: str, task: str) -> Score:
     for result in (result for (_, name), result in run.results.items() if name == suite):
         if isinstance(result, EvalResult):
             for score in result.scores:
                 if score.task == task and score.is_main:
-                    return score.metric
+                    return score
     raise UserError(f"{task} has no main metric")
 
 

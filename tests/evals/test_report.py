@@ -282,7 +282,9 @@ def test_a_gain_in_a_metric_where_less_is_better_is_positive(tmp_path: Path) -> 
     write_run(run, TASK)
     (row,) = leaderboard_rows(run)
     assert (row["gain"], row["gain_verdict"]) == (0.75, "better")
-    assert "−75.0" in page(run, tmp_path / "site")  # its table shows the metric as it is
+    text = page(run, tmp_path / "site")
+    assert "−75.0" in text  # its table shows the metric as it is
+    assert "6 gained, 0 lost, 2 the same" in text
 
 
 def test_two_gain_tasks_are_averaged_and_one_lost_task_leaves_no_average(tmp_path: Path) -> None:
