@@ -1,0 +1,431 @@
+"""The report against records written by hand, whose numbers are worked out in the tests."""
+
+import csv
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals.leaderboard import leaderboard_rows, rank_ranges
+from evals.report import build_report, main
+from evals.results import EvalResult, Score
+from evals.store import write_json
+
+Answers = Sequence[tuple[str, float]]  # answer and score of each document
+
+
+def write_evaluation(
+    folder: Path,
+    suite: str,
+    role: str,
+    tasks: Mapping[str, Answers],
+    *,
+    quantizer: str = "none",
+    skipped: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """A result folder with one metric, `acc`, per task."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, answers in tasks.items():
+        lines = [json.dumps(_sample(i, text, mark)) for i, (text, mark) in enumerate(answers)]
+        (folder / f"{task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    EvalResult(
+        model={"path": "tiny"},
+        quantizer=quantizer,
+        suite=suite,
+        role=role,
+        settings=dict(settings or {"tasks": sorted(tasks), "limit": 8}),
+        scores=[] if skipped else [_score(task, answers) for task, answers in tasks.items()],
+        samples={} if skipped else {task: f"{task}.jsonl" for task in tasks},
+        provenance={"commit": "abc"},
+        seconds=1.0,
+        skipped=skipped,
+    ).save(folder)
+
+
+def marks(*values: float) -> Answers:
+    """Answers of which only the scores matter."""
+    return [(f"answer {value}", value) for value in values]
+
+
+def write_run(folder: Path, evaluations: Sequence[tuple[str, str, str]], **fields: Any) -> None:
+    """A `run.json` that names evaluations: (policy, quantizer, suite) in `evals/P-Q-S`."""
+    record = {
+        "experiment": "demo",
+        "title": "A demonstration",
+        "label": "",
+        "arm": "0a1b2c3d",
+        "seed": 0,
+        "overrides": [],
+        "command": "python -m align +experiment=demo",
+        "started": "2026-11-21T03:00:00+00:00",
+        "seconds": 312.4,
+        "margin": 0.03,
+        "model": {"path": "tiny", "dtype": "bfloat16"},
+        "stages": [
+            {
+                "stage": "dpo",
+                "key": "0123456789abcdef",
+                "seconds": 81.0,
+                "reused": False,
+                "metrics": {"train_loss": 0.11},
+                "data": {"source": "demo:preferences", "rows": 192, "dropped": 0},
+                "method": "lora",
+                "parameters": {"trained": 4884480, "total": 134515008},
+            }
+        ],
+        "policies": ["base", "dpo"],
+        "evaluations": [
+            {"policy": p, "quantizer": q, "suite": s, "path": f"evals/{p}-{q}-{s}"}
+            for p, q, s in evaluations
+        ],
+        "provenance": {"commit": "abc", "dirty": False, "versions": {"torch": "2.11"}},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "run.json", record | fields)
+
+
+def _sample(number: int, answer: str, mark: float) -> dict[str, Any]:
+    prompt = f"question {number}"
+    return {
+        "doc_id": number,
+        "doc_hash": hashlib.sha256(prompt.encode()).hexdigest()[:8],
+        "prompt": prompt,
+        "target": "42",
+        "answer": answer,
+        "metrics": {"acc": mark},
+    }
+
+
+def _score(task: str, answers: Answers) -> Score:
+    values = [mark for _, mark in answers]
+    mean = sum(values) / len(values)
+    variance = sum((mark - mean) ** 2 for mark in values) / (len(values) - 1)
+    stderr = math.sqrt(variance / len(values))
+    return Score(task, "acc", mean, stderr, len(values), higher_is_better=True, is_main=True)
+
+
+TASK = [("base", "none", "task"), ("dpo", "none", "task")]
+GENERAL = [("base", "none", "general"), ("dpo", "none", "general")]
+BASE = marks(0, 0, 0, 0, 0, 0, 1, 1)
+
+
+def write_task(run: Path, base: Answers, dpo: Answers, **settings: Any) -> None:
+    """The gain suite of a run: one task, `json`."""
+    write_evaluation(run / "evals/base-none-task", "task", "gain", {"json": base})
+    write_evaluation(run / "evals/dpo-none-task", "task", "gain", {"json": dpo}, **settings)
+
+
+def rewrite_scores(run: Path, **fields: Any) -> None:
+    """Change fields of every score in a run's results."""
+    for path in run.rglob("results.json"):
+        record = json.loads(path.read_text("utf-8"))
+        record["scores"] = [score | fields for score in record["scores"]]
+        path.write_text(json.dumps(record), "utf-8")
+
+
+def page(runs: Path, out: Path) -> str:
+    return build_report(runs, out).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """One run: 2 of 8 right before, 6 of 8 after; one of two general tasks is lost."""
+    run = tmp_path / "runs/one"
+    write_task(run, BASE, marks(1, 1, 1, 1, 0, 0, 1, 1))
+    right, wrong = marks(*[1] * 8), marks(*[0] * 6, 1, 1)
+    write_evaluation(
+        run / "evals/base-none-general", "general", "retention", {"kept": right, "lost": right}
+    )
+    write_evaluation(
+        run / "evals/dpo-none-general", "general", "retention", {"kept": right, "lost": wrong}
+    )
+    write_evaluation(
+        run / "evals/dpo-int8-task", "task", "gain", {}, quantizer="int8", skipped="needs a GPU"
+    )
+    write_run(run, [*TASK, *GENERAL, ("dpo", "int8", "task")])
+    return tmp_path / "runs"
+
+
+def test_the_gain_is_the_paired_difference_worked_out_by_hand(runs: Path) -> None:
+    (row,) = leaderboard_rows(runs)
+    # Differences: four times 1, four times 0. Their variance is 8·0.25/7, and the quantile of
+    # Student's t with 7 degrees of freedom at 0.975 is 2.364624 in any table.
+    half = 2.364624 * math.sqrt(8 * 0.25 / 7 / 8)
+    assert row["gain"] == pytest.approx(0.5)
+    assert row["gain_ci_low"] == pytest.approx(0.5 - half, abs=1e-6)
+    assert row["gain_ci_high"] == pytest.approx(0.5 + half, abs=1e-6)
+    assert row["gain_verdict"] == "better"
+    assert row["score"] == pytest.approx(0.75)
+    assert row["rank"] == "1"
+    assert row["gain_seed_sd"] is None
+
+
+def test_the_retention_average_weighs_tasks_equally_and_counts_verdicts(runs: Path) -> None:
+    (row,) = leaderboard_rows(runs)
+    assert row["retention"] == pytest.approx((0.0 - 0.75) / 2)
+    assert (row["retention_retained"], row["retention_forgotten"]) == (1, 1)
+    # The kept task has no error; the other's differences are six times −1 and twice 0.
+    half = 1.959964 * math.sqrt(8 * 0.75 * 0.25 / 7 / 8) / 2
+    assert row["retention_ci_low"] == pytest.approx(-0.375 - half, abs=1e-6)
+
+
+def test_a_wider_margin_forgives(runs: Path) -> None:
+    (row,) = leaderboard_rows(runs, margin=2.0)
+    assert (row["retention_retained"], row["retention_forgotten"]) == (2, 0)
+
+
+def test_a_rebuild_is_byte_identical(runs: Path, tmp_path: Path) -> None:
+    build_report(runs, tmp_path / "a")
+    build_report(runs, tmp_path / "b")
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["index.html", "leaderboard.csv", "leaderboard.json", "leaderboard.md"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_page_does_not_depend_on_where_the_records_lie(runs: Path, tmp_path: Path) -> None:
+    (runs / "one/evals/base-none-general/results.json").unlink()  # its message holds a path
+    before = page(runs, tmp_path / "a")
+    assert str(tmp_path) not in before
+    assert page(runs.rename(tmp_path / "moved"), tmp_path / "b") == before
+
+
+def test_the_page_asks_nothing_of_the_network(runs: Path, tmp_path: Path) -> None:
+    text = page(runs, tmp_path / "site")
+    for word in ('src="', "@import", "url(http", "<script", '<link rel="stylesheet'):
+        assert word not in text
+    assert text.count("<svg") == 2
+
+
+def test_seeds_are_averaged_and_their_spread_is_kept_apart(tmp_path: Path) -> None:
+    gains = {0: marks(1, 1, 0, 0, 0, 0, 1, 1), 1: marks(1, 1, 1, 1, 0, 0, 1, 1)}
+    for seed, dpo in gains.items():
+        write_task(tmp_path / f"runs/{seed}", BASE, dpo)
+        write_run(tmp_path / f"runs/{seed}", TASK, seed=seed)
+    (row,) = leaderboard_rows(tmp_path / "runs")
+    assert row["seeds"] == 2
+    assert row["gain"] == pytest.approx((0.25 + 0.5) / 2)
+    assert row["gain_seed_sd"] == pytest.approx(0.25 / math.sqrt(2))
+    # The same documents: the interval is the mean of the two, not narrower by √2.
+    halves = [2.364624 * math.sqrt(8 * share * (1 - share) / 7 / 8) for share in (0.25, 0.5)]
+    assert row["gain_ci_high"] - row["gain"] == pytest.approx(sum(halves) / 2, abs=1e-6)
+    assert "seed sd 17.7" in page(tmp_path / "runs", tmp_path / "site")
+
+
+def test_a_repeated_seed_counts_once_and_the_newest_run_wins(tmp_path: Path) -> None:
+    for day, dpo in ((1, BASE), (2, marks(*[1] * 8))):
+        write_task(tmp_path / f"runs/{day}", BASE, dpo)
+        write_run(tmp_path / f"runs/{day}", TASK, started=f"2026-11-0{day}T00:00:00+00:00")
+    (row,) = leaderboard_rows(tmp_path / "runs")
+    assert (row["seeds"], row["score"]) == (1, 1.0)
+    assert "1 older run(s)" in page(tmp_path / "runs", tmp_path / "site")
+
+
+def test_a_skipped_quantizer_says_so_and_is_no_zero(runs: Path, tmp_path: Path) -> None:
+    (row,) = leaderboard_rows(runs)
+    assert row["int8_cost"] is None
+    assert row["int8_cost_note"] == "skipped: needs a GPU"
+    assert "skipped: needs a GPU" in page(runs, tmp_path / "site")
+    assert "skipped: needs a GPU" in (tmp_path / "site/leaderboard.md").read_text("utf-8")
+
+
+def test_a_quantizer_that_changes_nothing_is_unchanged(tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    write_task(run, BASE, BASE)
+    write_evaluation(run / "evals/dpo-int8-task", "task", "gain", {"json": BASE}, quantizer="int8")
+    write_run(run, [*TASK, ("dpo", "int8", "task")])
+    (row,) = leaderboard_rows(run)
+    assert (row["int8_cost"], row["int8_cost_verdict"]) == (0.0, "unchanged")
+
+
+def test_mismatched_settings_are_the_reason_in_the_cell(tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    write_task(run, BASE, BASE, settings={"tasks": ["json"], "limit": 9})
+    write_run(run, TASK)
+    (row,) = leaderboard_rows(run)
+    assert (row["rank"], row["gain"]) == ("–", None)
+    assert "limit: 8 → 9" in row["gain_note"]
+    assert "limit: 8 → 9" in page(run, tmp_path / "site")
+
+
+def test_a_lost_sample_file_is_the_reason_in_the_cell(tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    write_task(run, BASE, BASE)
+    (run / "evals/dpo-none-task/json.jsonl").unlink()
+    write_run(run, TASK)
+    (row,) = leaderboard_rows(run)
+    assert row["gain"] is None
+    assert "json.jsonl" in row["gain_note"]
+
+
+def test_a_metric_that_cannot_be_paired_says_so(tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    write_task(run, BASE, BASE)
+    rewrite_scores(run, metric="corpus_f1")  # in no sample
+    write_run(run, TASK)
+    (row,) = leaderboard_rows(run)
+    assert row["gain"] is None
+    assert "not a mean over the documents" in row["gain_note"]
+
+
+def test_a_gain_in_a_metric_where_less_is_better_is_positive(tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    write_task(run, marks(*[1] * 8), BASE)
+    rewrite_scores(run, higher_is_better=False)
+    write_run(run, TASK)
+    (row,) = leaderboard_rows(run)
+    assert (row["gain"], row["gain_verdict"]) == (0.75, "better")
+    text = page(run, tmp_path / "site")
+    assert "−75.0" in text  # its table shows the metric as it is
+    assert "6 gained, 0 lost, 2 the same" in text
+
+
+def test_two_gain_tasks_are_averaged_and_one_lost_task_leaves_no_average(tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    tasks = {"json": BASE, "yaml": BASE}
+    write_evaluation(run / "evals/base-none-task", "task", "gain", tasks)
+    write_evaluation(run / "evals/dpo-none-task", "task", "gain", tasks | {"json": marks(*[1] * 8)})
+    write_run(run, TASK)
+    (row,) = leaderboard_rows(run)
+    assert row["gain"] == pytest.approx((0.75 + 0) / 2)
+    assert row["score"] == pytest.approx((1 + 0.25) / 2)
+    assert row["score_n"] == 16
+    page(run, tmp_path / "site")
+    write_evaluation(run / "evals/base-none-more", "more", "gain", {"toml": BASE})
+    write_run(run, [*TASK, ("base", "none", "more")])
+    (row,) = leaderboard_rows(run)
+    assert (row["gain"], row["gain_note"]) == (None, "dpo was not measured on more")
+    page(run, tmp_path / "site")
+
+
+def test_a_run_that_trained_nothing_has_a_page(tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    write_task(run, BASE, BASE)
+    write_run(run, TASK[:1], policies=["base"], stages=[])
+    (row,) = leaderboard_rows(run)
+    assert (row["gain"], row["gain_note"]) == (None, "nothing was trained")
+    page(run, tmp_path / "site")
+
+
+def test_one_task_under_two_settings_is_two_tests(tmp_path: Path) -> None:
+    for limit in (8, 9):
+        run = tmp_path / f"runs/{limit}"
+        for policy in ("base", "dpo"):
+            folder = run / f"evals/{policy}-none-task"
+            write_evaluation(folder, "task", "gain", {"json": BASE}, settings={"limit": limit})
+        write_run(run, TASK, arm=str(limit))
+    rows = leaderboard_rows(tmp_path / "runs")
+    assert [row["rank"] for row in rows] == ["1", "1"]
+    assert len({row["test"] for row in rows}) == 2
+
+
+def test_hostile_text_is_escaped(tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    hostile = "</pre><script>alert(1)</script>\ud800"
+    write_task(run, BASE, [(hostile, 1.0)] * 8)
+    write_run(run, TASK, label="<img onerror=x>|$a$", title="<b>")
+    text = page(run, tmp_path / "site")
+    assert "&lt;script&gt;alert(1)" in text
+    for word in ("<script", "<img", "<b>&lt;b&gt;"):
+        assert word not in text.replace("<title>", "")
+    assert "&lt;img onerror=x>\\|$a$" in (tmp_path / "site/leaderboard.md").read_text("utf-8")
+
+
+def test_samples_that_are_scored_differently_come_first(tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    base = [(f"before {i}", 0.0) for i in range(30)]
+    dpo = [(f"after {i}", float(i >= 28)) for i in range(30)]
+    write_task(run, base, dpo)
+    write_run(run, TASK)
+    text = page(run, tmp_path / "site")
+    assert text.index("after 28") < text.index("after 29") < text.index("after 0")
+    assert "12 of 30 documents" in text
+    assert "after 10" not in text
+
+
+def test_arms_share_ranks_where_intervals_overlap() -> None:
+    assert rank_ranges([(0.4, 0.6), (0.3, 0.5), (0.1, 0.2)]) == [(1, 2), (1, 2), (3, 3)]
+
+
+def test_arms_are_ranked_by_gain_and_only_on_the_same_test(tmp_path: Path) -> None:
+    weak, strong = BASE, marks(*[1] * 8)
+    for arm, dpo in (("weak", weak), ("strong", strong)):
+        write_task(tmp_path / f"runs/{arm}", BASE, dpo)
+        write_run(tmp_path / f"runs/{arm}", TASK, arm=arm, label=arm)
+    other = tmp_path / "runs/zz"
+    for policy in ("base", "dpo"):
+        folder = other / f"evals/{policy}-none-task"
+        write_evaluation(folder, "task", "gain", {"other": BASE})
+    write_run(other, TASK, experiment="zz")
+    rows = leaderboard_rows(tmp_path / "runs")
+    assert [(row["rank"], row["name"]) for row in rows] == [
+        ("1", "demo · strong"),
+        ("2", "demo · weak"),
+        ("1", "zz"),
+    ]
+    build_report(tmp_path / "runs", tmp_path / "site")
+    with (tmp_path / "site/leaderboard.csv").open(encoding="utf-8", newline="") as file:
+        assert [line["name"] for line in csv.DictReader(file)] == [row["name"] for row in rows]
+    assert json.loads((tmp_path / "site/leaderboard.json").read_text("utf-8")) == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "there is no folder"),
+        ("", "run.json"),
+        ("[]", "run.json"),
+        ('{"experiment": "x"}', "run.json"),
+        ('{"experiment": 3}', "'experiment' is a int"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, says: str
+) -> None:
+    folder = tmp_path / "runs"
+    if content is not None:
+        folder.mkdir()
+        (folder / "run.json").write_text(content, "utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        main([str(folder), "--out", str(tmp_path / "site")])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert str(folder) in line
+
+
+def test_a_folder_without_runs_and_a_bad_margin_are_refused(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for arguments in ([str(tmp_path / "empty")], [str(runs), "--margin", "-1"]):
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, "--out", str(tmp_path / "site")])
+        assert stopped.value.code == 2
+    assert "holds no run.json" in capsys.readouterr().err
+
+
+def test_the_command_prints_the_page_and_loads_nothing_heavy(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "site"
+    code = (
+        "import sys; from evals.report import main; main(sys.argv[1:]);"
+        "print([n for n in ('torch', 'transformers', 'lm_eval', 'wandb') if n in sys.modules],"
+        " file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, str(runs), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == str(out / "index.html")
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_drawing_libraries_load_only_when_a_page_is_made() -> None:
+    code = "import sys, evals.report; print('matplotlib' in sys.modules, 'jinja2' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
