@@ -47,8 +47,8 @@ def run_stage(
     trainer = trainer_class(
         model=path,
         args=config_class(**arguments(job)),
-        train_dataset=Dataset.from_list(to_trl(rows.records, kind)),
-        eval_dataset=Dataset.from_list(to_trl(held_out.records, kind)) if held_out else None,
+        train_dataset=Dataset.from_list(to_trl(rows.records)),
+        eval_dataset=Dataset.from_list(to_trl(held_out.records)) if held_out else None,
         processing_class=tokenizer,
         peft_config=peft_config(job, task_type),
         callbacks=[ledger(job.out / METRICS)],

@@ -1,0 +1,127 @@
+"""Every experiment composes, and every mistake in a configuration gets one message."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra.core.config_store import ConfigStore
+
+from conf.entry import CONF_DIR, UserError, typed
+from conf.passthrough import DELEGATES, fields_of, problems
+from conf.schema import Align, Evals
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
+# Experiments on local data have no default source.
+REQUIRED = {"sft_smollm2": ["sft.data.source=demos.jsonl"]}
+
+
+def compose(name: str, *overrides: str) -> Any:
+    schema = {"align": Align, "evals": Evals}[name]
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return typed(hydra.compose(name, list(overrides)), schema)
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *argv]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ})
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_composes_and_its_arguments_construct_the_real_dataclass(name: str, tmp_path: Path) -> None:
+    import peft
+    import trl
+
+    config = compose("align", f"+experiment={name}", *REQUIRED.get(name, []))
+    assert config.name == name
+    assert config.title
+    classes = {"sft": trl.SFTConfig, "rm": trl.RewardConfig, "dpo": trl.DPOConfig}
+    for stage in config.stages:
+        part = getattr(config, stage)
+        arguments = classes[stage](output_dir=str(tmp_path), use_cpu=True, report_to="none", **part.args)
+        for key, value in part.args.items():
+            assert getattr(arguments, key) == value, key
+        if part.peft.method == "lora":
+            peft.LoraConfig(**part.peft.args)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_names_its_command_on_the_second_line(name: str) -> None:
+    lines = (CONF_DIR / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith(f"# python -m align +experiment={name}")
+
+
+@pytest.mark.parametrize("delegate", sorted(DELEGATES))
+def test_fields_read_from_source_are_the_dataclass_fields(delegate: str) -> None:
+    import peft
+    import trl
+
+    classes = {
+        "sft": trl.SFTConfig,
+        "rm": trl.RewardConfig,
+        "dpo": trl.DPOConfig,
+        "lora": peft.LoraConfig,
+    }
+    real = {field.name for field in dataclasses.fields(classes[delegate]) if not field.name.startswith("_")}
+    read = {name for name in fields_of(delegate) if not name.startswith("_")}
+    assert read == real
+
+
+def test_every_stage_field_of_the_schema_has_a_delegate() -> None:
+    from align.plan import STAGES
+
+    fields = {field.name for field in dataclasses.fields(Align)}
+    assert set(STAGES) <= fields
+    assert set(STAGES) <= set(DELEGATES)
+
+
+def test_problems_judge_types() -> None:
+    assert problems("dpo", {"beta": 1, "bf16": None, "loss_type": ["ipo"], "model_init_kwargs": {}}, "dpo.args") == []
+    for bad in ({"beta": "much"}, {"num_train_epochs": "two"}, {"bf16": 1}, {"beta": True}, {"max_steps": 1.5}):
+        (key,) = bad
+        assert problems("dpo", bad, "dpo.args")[0].startswith(f"dpo.args.{key}=")
+
+
+def test_seed_reaches_stages_and_can_be_fixed() -> None:
+    config = compose("align", "+experiment=dpo_qwen", "seed=7")
+    assert config.dpo.args["seed"] == 7
+    assert config.sft.args["seed"] == 0
+
+
+def test_target_is_refused_anywhere() -> None:
+    with pytest.raises(UserError, match="_target_"):
+        compose("align", "+experiment=demo", "+dpo.args._target_=os.system")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+experiment=demoo"], "there is no experiment 'demoo'. Did you mean 'demo'?"),
+        (["+experimnt=demo"], "Did you mean 'experiment'?"),
+        (["+experiment=demo", "dpo.args.betta=1"], "DPOConfig has no argument 'betta'. Did you mean 'beta'?"),
+        (["+experiment=demo", "dpo.argz.beta=1"], "Did you mean 'dpo.args'?"),
+        (["+experiment=demo", "dpo.data.sorce=x"], "Did you mean 'dpo.data.source'?"),
+        (["+experiment=demo", "+dpo.foo=1"], "there is no key 'dpo.foo'"),
+        (["+experiment=demo", "seed=abc"], "seed: Value 'abc' of type 'str' could not be converted to Integer"),
+        (["+experiment=demo", "model.dtype=fp8"], "expected one of [auto, float32, bfloat16, float16]"),
+        (["+experiment=demo", "peft=lorra"], "there is no peft 'lorra'. Did you mean 'lora'?"),
+        (["+experiment=demo", "peft.args.rr=8"], "LoraConfig has no argument 'rr'. Did you mean 'r'?"),
+        (["+experiment=demo", "dpo.args.output_dir=x"], "set paths.root"),
+        (["+experiment=demo", "-m", "seed=1,x"], "seed: Value 'x'"),
+        (["+experiment=demo", "seed=["], "error: "),
+        ([], "model.path, name must be set"),
+    ],
+)
+def test_config_error_is_one_message(overrides: list[str], message: str) -> None:
+    done = run("align", *overrides)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert done.stderr.startswith("error: ")
