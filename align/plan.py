@@ -15,7 +15,7 @@ from evals.gguf import converted_folder, is_gguf
 from evals.models import check, identity, is_local
 from evals.provenance import versions
 from evals.run import Request, check_request
-from evals.store import content_key, is_complete, source_key
+from evals.store import content_key, fingerprint, is_complete, source_key
 from reward.data import Loaded, load
 
 
@@ -90,12 +90,14 @@ def make_plan(config: Align) -> Plan:
                 f"{name}.start={start!r} is no policy made before it.{did_you_mean(start, policies)} "
                 f"There are: {', '.join(policies)}"
             )
-        data[name] = _load(stage.data, STAGES[name].data, f"{name}.data")
+        data[name] = load(stage.data, STAGES[name].data, f"{name}.data")
         job = _job(name, stage, config, policies[start], {start: keys[start]}, data[name])
         jobs.append(job)
         keys[name] = job.key
         if STAGES[name].makes_policy:
-            policies[name] = Model(path=str(job.out), dtype=config.model.dtype)
+            policies[name] = Model(
+                path=str(job.out), dtype=config.model.dtype, chat_template=config.model.chat_template
+            )
     return Plan(jobs, policies, _evaluations(config, policies), data)
 
 
@@ -111,27 +113,20 @@ def _check_stage(name: str, config: Align) -> None:
         )
 
 
-def _load(data: Any, kind: str, where: str) -> Loaded:
-    try:
-        return load(data, kind)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
 def _job(
     name: str, stage: Stage, config: Align, model: Model, parents: dict[str, str], rows: Loaded
 ) -> Job:
     root = Path(config.paths.root)
     held_out = None
     if stage.eval_data is not None:
-        held_out = _load(stage.eval_data, STAGES[name].data, f"{name}.eval_data").fingerprint
+        held_out = load(stage.eval_data, STAGES[name].data, f"{name}.eval_data").fingerprint
     libraries = ["torch", "transformers", "trl", "accelerate", "peft"]
     key = content_key(
         {
             "stage": name,
             "parents": list(parents.values()),
             "dtype": model.dtype.value,
-            "chat_template": identity(model, root / "cache")["chat_template"],
+            "chat_template": model.chat_template and fingerprint(Path(model.chat_template)),
             "data": rows.fingerprint,
             "eval_data": held_out,
             "args": {key: value for key, value in stage.args.items() if key not in NOT_READ},
@@ -141,8 +136,7 @@ def _job(
             "code": source_key(
                 _HERE / "stages" / f"{name}.py",
                 _HERE / "stages" / "common.py",
-                _REWARD / "records.py",
-                _REWARD / "data.py",
+                *(_REWARD / f"{module}.py" for module in ("data", "records", "sources", "turns")),
             ),
             "versions": versions(*libraries, *(["deepspeed"] if config.deepspeed else [])),
         }

@@ -17,10 +17,8 @@ from align.plan import STAGES, Plan, make_plan, preflight
 from align.stages.common import METRICS
 from conf.entry import UserError
 from conf.schema import Align
-from evals.gguf import is_gguf
 from evals.report import build_report, leaderboard_rows
 from evals.results import EvalResult, compare
-from evals.run import Request
 from evals.store import MANIFEST, build_once, content_key, is_complete, read_json, write_json
 from evals.track import Tracker, redact
 from evals.worker import request_to_json
@@ -65,25 +63,14 @@ def _plan_text(plan: Plan, root: Path) -> str:
         lines.append(
             f"{job.stage:10} {state:6} from {start}, {len(rows.records)} rows ({rows.format})  {job.key}"
         )
-    waiting = sum(
-        not is_complete(request.folder(root))
-        for _, request in plan.evaluations
-        if _is_built(request)
+    # Before its model exists, an evaluation has no key, and is surely still to do.
+    done = sum(
+        (policy == "base" or is_complete(Path(request.model.path)))
+        and is_complete(request.folder(root))
+        for policy, request in plan.evaluations
     )
-    unknown = sum(not _is_built(request) for _, request in plan.evaluations)
-    lines.append(f"{'evaluate':10} {waiting + unknown} of {len(plan.evaluations)} to do")
+    lines.append(f"{'evaluate':10} {len(plan.evaluations) - done} of {len(plan.evaluations)} to do")
     return "\n".join(lines)
-
-
-def _is_built(request: Request) -> bool:
-    """Whether the request's model exists, so that its key can be computed."""
-    path = request.model.path
-    return (
-        is_gguf(path)
-        or Path(path).is_dir()
-        or not path.startswith(("/", "."))
-        and "artifacts/" not in path
-    )
 
 
 class _Run:

@@ -1,38 +1,53 @@
-"""Feedback records, and the pure functions that turn a raw row of any known format into one."""
+"""Feedback records, and the pure functions that make them from raw rows.
 
+A row that cannot be used raises `BadRow` with a reason that its author understands. Each normaliser
+also reads what it made itself: a record's fields are a row of its format.
+"""
+
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Row = Mapping[str, Any]
-Message = dict[str, Any]  # role and content; further keys such as tool_calls are kept
-
-
-class BadRow(Exception):
-    """This row cannot be used; the text says why."""
+from reward.turns import (
+    BadRow,
+    Message,
+    Row,
+    check_order,
+    check_turn,
+    kind_of,
+    list_of,
+    make_turn,
+    opening,
+    short,
+    text_of,
+    text_or_turns,
+    turns_of,
+    without_spacing,
+)
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A demonstration: messages that end with the assistant's turn."""
+    """A demonstration: turns that end with the assistant's."""
 
     messages: list[Message]
 
 
 @dataclass(frozen=True)
 class Preference:
-    """Two answers to one prompt, the better one first. `margin` is by how much, where the data say so."""
+    """Two continuations of one prompt, of which the first is better."""
 
-    prompt: list[Message]
-    chosen: list[Message]
+    prompt: list[Message]  # ends before the assistant's turn
+    chosen: list[Message]  # from the assistant's turn on
     rejected: list[Message]
-    margin: float | None = None
+    margin: float | None = None  # by how much chosen is better, on the data's own scale
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with its reference answer, if there is one."""
+    """A question to the assistant, with the right answer where there is one."""
 
     messages: list[Message]
     reference: str | None = None
@@ -40,247 +55,218 @@ class Prompt:
 
 Record = Conversation | Preference | Prompt
 
-_ROLES = ("system", "developer", "user", "assistant", "tool")
+KINDS: dict[str, type[Conversation] | type[Preference] | type[Prompt]] = {
+    "sft": Conversation,
+    "preference": Preference,
+    "prompts": Prompt,
+}
+
 _SHAREGPT_ROLES = {
     "human": "user",
-    "user": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "function_response": "tool",
+    "observation": "tool",
 }
-_HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
+
+# Tried in order: a row with a completion has a prompt too.
+_BY_KEYS = {
+    "alpaca": {"instruction", "output"},
+    "completion": {"prompt", "completion"},
+    "qa": {"question", "answer"},
+    "prompt": {"prompt"},
+}
+
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-def _messages(value: Any, name: str) -> list[Message]:
-    """A list of messages, each checked by itself. A string is one user turn."""
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    if not isinstance(value, Sequence) or isinstance(value, bytes):
-        raise BadRow(f"{name!r} is neither text nor a list of messages")
-    if not value:
-        raise BadRow(f"{name!r} is empty")
-    return [_message(item, f"turn {number} of {name!r}") for number, item in enumerate(value, 1)]
+def messages(row: Row) -> Conversation:
+    """OpenAI's form: `messages` (or `conversations`) of role and content."""
+    key = "messages" if row.get("messages") is not None else "conversations"
+    return _conversation(opening(row) + turns_of(row, key))
 
 
-def _message(value: Any, name: str) -> Message:
-    if not isinstance(value, Mapping):
-        raise BadRow(f"{name} is no message with role and content")
-    role, content = value.get("role"), value.get("content")
-    if role not in _ROLES:
-        raise BadRow(f"{name} has role {role!r}, expected one of {', '.join(_ROLES)}")
-    # A call of a tool may come without words.
-    if not isinstance(content, str) and not (content is None and value.get("tool_calls")):
-        raise BadRow(f"{name} has no text in 'content'")
-    if isinstance(content, str) and not content.strip() and not value.get("tool_calls"):
-        raise BadRow(f"{name} is empty")
-    return {key: item for key, item in value.items() if item is not None or key == "content"}
+def sharegpt(row: Row) -> Conversation:
+    """ShareGPT's form: `conversations` of from and value."""
+    turns = list_of(row, "conversations")
+    converted = [_from_sharegpt(turn, number) for number, turn in enumerate(turns, 1)]
+    return _conversation(opening(row) + converted)
 
 
-def _check_order(messages: list[Message], name: str) -> None:
-    """System first, then user and assistant in turn; tool results follow an assistant."""
-    previous = None
-    for number, message in enumerate(messages, 1):
-        role = message["role"]
-        allowed = {
-            None: ("system", "developer", "user"),
-            "system": ("user",),
-            "developer": ("user",),
-            "user": ("assistant",),
-            "assistant": ("user", "tool"),
-            "tool": ("assistant", "tool", "user"),
-        }[previous]
-        if role not in allowed:
-            expected = " or ".join(allowed)
-            raise BadRow(f"turn {number} of {name} has role {role!r}, expected {expected}")
-        previous = role
+def alpaca(row: Row) -> Conversation:
+    """Stanford Alpaca's form: instruction, optional input, output."""
+    question = text_of(row, "instruction")
+    extra = "" if row.get("input") is None else text_of(row, "input", may_be_blank=True)
+    if extra.strip():
+        question += "\n\n" + extra
+    answer = make_turn("assistant", text_of(row, "output"))
+    return _conversation([*opening(row), make_turn("user", question), answer])
 
 
-def _text(row: Row, key: str, is_optional: bool = False) -> str:
+def completion(row: Row) -> Conversation:
+    """A prompt and its completion, each a text or messages."""
+    prompt = opening(row) + text_or_turns(row, "prompt", "user")
+    return _conversation(prompt + text_or_turns(row, "completion", "assistant"))
+
+
+def qa(row: Row) -> Conversation:
+    """A question and its worked answer, as in GSM8K."""
+    return _conversation(
+        [
+            *opening(row),
+            make_turn("user", text_of(row, "question")),
+            make_turn("assistant", text_of(row, "answer")),
+        ]
+    )
+
+
+def preference(row: Row) -> Preference:
+    """TRL's explicit form: prompt, chosen, rejected, each a text or messages.
+
+    Where chosen and rejected repeat the prompt (as in UltraFeedback), they are split after it.
+    """
+    prompt = text_or_turns(row, "prompt", "user")
+    chosen = text_or_turns(row, "chosen", "assistant")
+    rejected = text_or_turns(row, "rejected", "assistant")
+    if chosen[0]["role"] in ("system", "user"):
+        shared, chosen, rejected = _split(chosen, rejected)
+        if shared[-len(prompt) :] != prompt:
+            raise BadRow("chosen and rejected do not begin with the turns of 'prompt'")
+        prompt = shared
+    return _preference(opening(row) + prompt, chosen, rejected, row)
+
+
+def preference_implicit(row: Row) -> Preference:
+    """TRL's implicit form: two conversations that are the same up to an assistant's turn."""
+    shared, chosen, rejected = _split(turns_of(row, "chosen"), turns_of(row, "rejected"))
+    return _preference(opening(row) + shared, chosen, rejected, row)
+
+
+def hh(row: Row) -> Preference:
+    """Anthropic's HH-RLHF form: two texts with "Human:" and "Assistant:" before each turn."""
+    return _preference(*_split(_hh_turns(row, "chosen"), _hh_turns(row, "rejected")), row)
+
+
+def prompt(row: Row) -> Prompt:
+    """A prompt (text or messages), with an optional `reference` or `answer`."""
+    turns = opening(row) + text_or_turns(row, "prompt", "user")
+    check_order(turns, "'prompt': ")
+    if turns[-1]["role"] not in ("user", "tool"):
+        raise BadRow(f"'prompt' ends with role {turns[-1]['role']!r}, expected user or tool")
+    key = "reference" if row.get("reference") is not None else "answer"
     value = row.get(key)
-    if value is None and is_optional:
-        return ""
-    if not isinstance(value, str):
-        raise BadRow(f"{key!r} is no text")
-    if not value.strip() and not is_optional:
-        raise BadRow(f"{key!r} is empty")
-    return value
+    if value is None or value == "":  # a CSV file has no other way to say none
+        return Prompt(turns)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Prompt(turns, str(value))
+    return Prompt(turns, text_of(row, key))
 
 
-def _conversation(messages: list[Message]) -> Conversation:
-    _check_order(messages, "the conversation")
-    if messages[-1]["role"] != "assistant":
-        raise BadRow("the conversation does not end with the assistant, so there is nothing to learn from")
-    return Conversation(messages)
+NORMALISERS: dict[str, Callable[[Row], Record]] = {
+    "messages": messages,
+    "sharegpt": sharegpt,
+    "alpaca": alpaca,
+    "completion": completion,
+    "qa": qa,
+    "preference": preference,
+    "preference_implicit": preference_implicit,
+    "hh": hh,
+    "prompt": prompt,
+}
 
 
-def _answer(value: Any, name: str) -> list[Message]:
-    """A completion: text is one assistant turn."""
-    if isinstance(value, str):
-        return _messages([{"role": "assistant", "content": value}], name)
-    return _messages(value, name)
+def detect(row: Row) -> str:
+    """Name the format of a row by its keys and their types.
+
+    Raises:
+        BadRow: listing the known formats, when none fits.
+    """
+    present = {key for key, value in row.items() if value is not None}
+    if {"prompt", "chosen", "rejected"} <= present:
+        return "preference"
+    if {"chosen", "rejected"} <= present:
+        if isinstance(row["chosen"], list):
+            return "preference_implicit"
+        if isinstance(row["chosen"], str) and _HH_TURN.search(row["chosen"]):
+            return "hh"
+    if isinstance(row.get("messages"), list):
+        return "messages"
+    if isinstance(turns := row.get("conversations"), list):
+        is_sharegpt = any(isinstance(turn, dict) and "from" in turn for turn in turns)
+        return "sharegpt" if is_sharegpt else "messages"
+    for name, needed in _BY_KEYS.items():
+        if needed <= present:
+            return name
+    keys = ", ".join(map(short, list(row)[:8])) or "none"
+    raise BadRow(f"its keys ({keys}) fit none of the formats {', '.join(NORMALISERS)}")
+
+
+def _conversation(turns: list[Message]) -> Conversation:
+    check_order(turns, "")
+    if turns[-1]["role"] != "assistant":
+        raise BadRow(f"the last turn has role {turns[-1]['role']!r}, expected assistant")
+    return Conversation(turns)
 
 
 def _preference(
     prompt: list[Message], chosen: list[Message], rejected: list[Message], row: Row
 ) -> Preference:
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
-        if answer[0]["role"] != "assistant":
-            raise BadRow(f"{name!r} starts with role {answer[0]['role']!r}, expected assistant")
-        _check_order(prompt + answer, f"prompt and {name}")
-    if [message["content"] for message in chosen] == [message["content"] for message in rejected]:
-        raise BadRow("'chosen' and 'rejected' are equal")
-    margin = row.get("margin")
-    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
-        raise BadRow(f"'margin' is {margin!r}, expected a number")
-    return Preference(prompt, chosen, rejected, None if margin is None else float(margin))
+        check_order(prompt + answer, f"prompt and {name}: ")
+        if (role := answer[0]["role"]) != "assistant":
+            raise BadRow(f"{name!r} begins with role {role!r}, expected assistant")
+        if (role := answer[-1]["role"]) != "assistant":
+            raise BadRow(f"{name!r} ends with role {role!r}, expected assistant")
+    if chosen == rejected:
+        raise BadRow("chosen and rejected are equal")
+    if without_spacing(chosen) == without_spacing(rejected):
+        raise BadRow("chosen and rejected differ in spaces only")
+    return Preference(prompt, chosen, rejected, _margin(row))
 
 
-def from_messages(row: Row) -> Conversation:
-    """`{"messages": [{"role", "content"}, …]}`, OpenAI's format."""
-    key = "messages" if "messages" in row else "conversations"
-    return _conversation(_messages(row.get(key), key))
+def _split(
+    chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message]]:
+    """Split two conversations after their last common message: (shared, chosen, rejected)."""
+    if chosen == rejected:
+        raise BadRow("chosen and rejected are equal")
+    shortest = min(len(chosen), len(rejected))
+    at = next((i for i in range(shortest) if chosen[i] != rejected[i]), shortest)
+    if at == 0:
+        raise BadRow("chosen and rejected share no prompt")
+    if at == shortest:
+        raise BadRow("one of chosen and rejected only continues the other")
+    return chosen[:at], chosen[at:], rejected[at:]
 
 
-def from_sharegpt(row: Row) -> Conversation:
-    """`{"conversations": [{"from": "human", "value": …}, …], "system": …}`."""
-    turns = row.get("conversations")
-    if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
-        raise BadRow("'conversations' is no list of turns")
-    messages = []
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, Mapping):
-            raise BadRow(f"turn {number} of 'conversations' is no object")
-        sender = turn.get("from")
-        if sender not in _SHAREGPT_ROLES:
-            raise BadRow(f"turn {number} of 'conversations' is from {sender!r}, expected human or gpt")
-        messages.append({"role": _SHAREGPT_ROLES[sender], "content": turn.get("value")})
-    if isinstance(row.get("system"), str) and row["system"].strip():
-        messages.insert(0, {"role": "system", "content": row["system"]})
-    return _conversation(_messages(messages, "conversations"))
+def _margin(row: Row) -> float | None:
+    value = row.get("margin")
+    if value is None or value == "":
+        return None
+    try:
+        margin = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        margin = math.nan
+    if not math.isfinite(margin):
+        raise BadRow(f"'margin' is {short(value)}, expected a finite number")
+    return margin
 
 
-def from_alpaca(row: Row) -> Conversation:
-    """`{"instruction", "input", "output"}` (Stanford Alpaca); the input follows the instruction."""
-    parts = [_text(row, "instruction"), _text(row, "input", is_optional=True)]
-    question = "\n\n".join(part for part in parts if part.strip())
-    return _conversation(
-        [*_messages(question, "instruction"), *_answer(_text(row, "output"), "output")]
-    )
-
-
-def from_qa(row: Row) -> Conversation:
-    """`{"question", "answer"}`, as in GSM8K."""
-    return _conversation(
-        [*_messages(_text(row, "question"), "question"), *_answer(_text(row, "answer"), "answer")]
-    )
-
-
-def from_completion(row: Row) -> Conversation:
-    """`{"prompt", "completion"}`, text or messages."""
-    return _conversation(
-        [*_messages(row.get("prompt"), "prompt"), *_answer(row.get("completion"), "completion")]
-    )
-
-
-def from_preference(row: Row) -> Preference:
-    """`{"prompt", "chosen", "rejected"}`, text or messages; answers may repeat the prompt's messages."""
-    prompt = _messages(row.get("prompt"), "prompt")
-    answers = []
-    for name in ("chosen", "rejected"):
-        answer = _answer(row.get(name), name)
-        if len(answer) > len(prompt) and answer[: len(prompt)] == prompt:
-            answer = answer[len(prompt) :]
-        answers.append(answer)
-    return _preference(prompt, answers[0], answers[1], row)
-
-
-def from_preference_implicit(row: Row) -> Preference:
-    """`{"chosen", "rejected"}` as messages whose common beginning is the prompt."""
-    chosen, rejected = _messages(row.get("chosen"), "chosen"), _messages(row.get("rejected"), "rejected")
-    common = 0
-    while common < min(len(chosen), len(rejected)) and chosen[common] == rejected[common]:
-        common += 1
-    if common == min(len(chosen), len(rejected)):
-        raise BadRow("'chosen' and 'rejected' are equal, or one continues the other")
-    if common == 0:
-        raise BadRow("'chosen' and 'rejected' share no prompt")
-    return _preference(chosen[:common], chosen[common:], rejected[common:], row)
-
-
-def from_hh(row: Row) -> Preference:
-    """`{"chosen", "rejected"}` as transcripts with `\\n\\nHuman: ` and `\\n\\nAssistant: ` (HH-RLHF)."""
-    sides = {name: _transcript(_text(row, name), name) for name in ("chosen", "rejected")}
-    return from_preference_implicit({**row, **sides})
-
-
-def _transcript(text: str, name: str) -> list[Message]:
-    lead, *parts = _HH_TURN.split(text)
-    if lead.strip() or not parts:
-        raise BadRow(f"{name!r} does not start with '\\n\\nHuman: '")
+def _hh_turns(row: Row, key: str) -> list[Message]:
+    before, *parts = _HH_TURN.split(text_of(row, key))
+    if before.strip() or not parts:
+        raise BadRow(f"{key!r} does not begin with two line breaks and 'Human:'")
     roles = {"Human": "user", "Assistant": "assistant"}
+    pairs = enumerate(zip(parts[::2], parts[1::2], strict=True), 1)
     return [
-        {"role": roles[speaker], "content": said.strip()}
-        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+        check_turn({"role": roles[who], "content": said.strip()}, f"{key!r} turn {number}")
+        for number, (who, said) in pairs
     ]
 
 
-def from_prompt(row: Row) -> Prompt:
-    """`{"prompt"}` with an optional `reference` or `answer`."""
-    messages = _messages(row.get("prompt"), "prompt")
-    _check_order(messages, "the prompt")
-    reference = row.get("reference", row.get("answer"))
-    return Prompt(messages, None if reference is None else str(reference))
-
-
-NORMALISERS: dict[str, Callable[[Row], Record]] = {
-    "messages": from_messages,
-    "sharegpt": from_sharegpt,
-    "alpaca": from_alpaca,
-    "qa": from_qa,
-    "completion": from_completion,
-    "preference": from_preference,
-    "preference_implicit": from_preference_implicit,
-    "hh": from_hh,
-    "prompt": from_prompt,
-}
-
-# The records that a kind of stage takes.
-KINDS: dict[str, type[Record]] = {"sft": Conversation, "preference": Preference, "prompts": Prompt}
-
-
-def detect(row: Row) -> str:
-    """The format of a row, by its keys and the types under them.
-
-    Raises:
-        BadRow: when it is none that is known.
-    """
-    keys = set(row)
-    if {"chosen", "rejected"} <= keys:
-        if "prompt" in keys and not _is_transcript(row["chosen"]):
-            return "preference"
-        return "hh" if isinstance(row["chosen"], str) else "preference_implicit"
-    if "messages" in keys:
-        return "messages"
-    if "conversations" in keys:
-        return "sharegpt" if _first_keys(row["conversations"]) & {"from", "value"} else "messages"
-    if {"instruction", "output"} <= keys:
-        return "alpaca"
-    if {"prompt", "completion"} <= keys:
-        return "completion"
-    if {"question", "answer"} <= keys:
-        return "qa"
-    if "prompt" in keys:
-        return "prompt"
-    raise BadRow(f"keys {sorted(keys)} fit no known format ({', '.join(NORMALISERS)})")
-
-
-def _is_transcript(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith("\n\nHuman:")
-
-
-def _first_keys(value: Any) -> set[str]:
-    is_list = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    return set(value[0]) if is_list and isinstance(value[0], Mapping) else set()
+def _from_sharegpt(turn: Any, number: int) -> Message:
+    if not isinstance(turn, dict):
+        raise BadRow(f"turn {number} is {kind_of(turn)}, expected an object with from and value")
+    rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    role = turn.get("from")
+    role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
+    return check_turn(rest | {"role": role, "content": turn.get("value")}, f"turn {number}")

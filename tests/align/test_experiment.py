@@ -1,0 +1,151 @@
+"""The whole program on a tiny random model: train, evaluate, report; reuse; failures that leave nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from evals.store import is_complete
+
+ROOT = Path(__file__).parents[2]
+
+
+def arguments(model: Path, root: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "align", "+experiment=demo"),
+        f"model.path={model}",
+        f"paths.root={root}",
+        "sft.data.limit=16",
+        "dpo.data.limit=16",
+        "sft.args.max_length=512",
+        "dpo.args.max_length=512",
+        "evaluation.quantizers=[int8]",
+        "evaluation.suites.json.limit=4",
+        "evaluation.suites.forgetting.tasks=[piqa]",
+        "evaluation.suites.forgetting.limit=4",
+        *more,
+    ]
+
+
+def run(model: Path, root: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        arguments(model, root, *more), capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ}
+    )
+
+
+def test_demo_end_to_end_then_a_sweep_that_shares_its_stages(tiny_model: Path, tmp_path: Path) -> None:
+    done = run(tiny_model, tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = Path(done.stdout.splitlines()[-1])
+    assert page.name == "index.html"
+    text = page.read_text(encoding="utf-8")
+    assert "demo_json" in text
+    assert "piqa" in text
+    (record,) = (tmp_path / "runs" / "demo").glob("*/run.json")
+    run_record = json.loads(record.read_text(encoding="utf-8"))
+    assert [stage["stage"] for stage in run_record["stages"]] == ["sft", "dpo"]
+    assert run_record["policies"] == ["base", "sft", "dpo"]
+    assert len(run_record["evaluations"]) == 8  # three policies and one quantized, on two suites
+    for artifact in (tmp_path / "artifacts").glob("[sd]*"):
+        assert is_complete(artifact)
+    sft_metrics = next((tmp_path / "artifacts").glob("sft-*")) / "metrics.jsonl"
+    assert [json.loads(line)["step"] for line in sft_metrics.read_text().splitlines()][:2] == [1, 2]
+
+    # Another arm: SFT and the evaluations of base and SFT are found, DPO is trained.
+    before = {path.name for path in (tmp_path / "artifacts").glob("[sd]*")}
+    evaluated = {path.name for path in (tmp_path / "evals").glob("[jf]*")}
+    done = run(tiny_model, tmp_path, "-m", "dpo.args.beta=0.1,0.5")
+    assert done.returncode == 0, done.stderr
+    new = {path.name for path in (tmp_path / "artifacts").glob("[sd]*")} - before
+    assert [name.split("-")[0] for name in new] == ["dpo"]
+    assert len({path.name for path in (tmp_path / "evals").glob("[jf]*")} - evaluated) == 4
+    rows = json.loads((tmp_path / "report" / "demo" / "leaderboard.json").read_text(encoding="utf-8"))
+    assert len(json.dumps(rows).split('"name"')) >= 3
+
+    # Nothing to do: no stage runs, nothing heavy loads.
+    started = time.monotonic()
+    done = run(tiny_model, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "sft        done" in done.stdout
+    assert "evaluate   0 of 8 to do" in done.stdout
+    assert time.monotonic() - started < 20
+
+
+def test_a_failed_stage_shows_why_and_leaves_no_artifact(tiny_model: Path, tmp_path: Path) -> None:
+    # The tokenizer cannot read this template; preflight cannot know.
+    template = tmp_path / "broken.jinja"
+    template.write_text("{% for message in messages %}{{ undefined.attribute }}{% endfor %}")
+    done = run(tiny_model, tmp_path / "root", f"model.chat_template={template}")
+    assert done.returncode == 2
+    assert "sft failed with exit code 1; nothing was kept of it" in done.stderr
+    assert "undefined" in done.stderr
+    assert "Traceback (most recent call last):\n" not in done.stderr.split("error: ")[0]
+    left = [path.name for path in (tmp_path / "root" / "artifacts").iterdir() if path.is_dir()]
+    assert left == []
+
+
+def test_ctrl_c_ends_everything_and_leaves_no_artifact(tiny_model: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        arguments(tiny_model, tmp_path, "sft.args.num_train_epochs=1000"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    log = None
+    for _ in range(300):
+        time.sleep(0.2)
+        log = next(tmp_path.glob("runs/demo/*/logs/sft.log"), None)
+        if log and "1/" in log.read_text(errors="replace"):
+            break
+    assert log is not None
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command continues" in stderr
+    assert "Traceback" not in stderr
+    assert [path for path in (tmp_path / "artifacts").iterdir() if path.is_dir()] == []
+    assert not _processes_naming(str(tmp_path)), "a worker outlived its parent"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_kill_9_leaves_no_worker_and_the_next_run_continues(tiny_model: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        arguments(tiny_model, tmp_path, "sft.args.max_steps=100000"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+    for _ in range(300):
+        time.sleep(0.2)
+        if any(tmp_path.glob("artifacts/.sft-*.partial/metrics.jsonl")):
+            break
+    process.kill()
+    process.wait()
+    for _ in range(50):
+        if not _processes_naming(str(tmp_path)):
+            break
+        time.sleep(0.1)
+    assert not _processes_naming(str(tmp_path)), "a worker outlived its parent"
+    done = run(
+        tiny_model, tmp_path, "stages=[sft]", "evaluation.suites={}", "evaluation.quantizers=[]"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _processes_naming(text: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in command and "align.worker" in command:
+            found.append(command)
+    return found

@@ -1,0 +1,396 @@
+"""Raw rows to records: every format, every reason to refuse a row."""
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reward.records import NORMALISERS, Conversation, Preference, Prompt, detect
+from reward.turns import BadRow
+
+
+def user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
+
+
+SYSTEM = {"role": "system", "content": "Be short."}
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1, "b": None}}}],
+}
+RESULT = {"role": "tool", "content": "3", "name": "add"}
+
+# Three rows a format, as they are found in the wild, and the records that a person makes of them.
+FIXTURES: dict[str, list[tuple[dict[str, Any], Any]]] = {
+    "messages": [
+        ({"messages": [user("a"), assistant("b")]}, Conversation([user("a"), assistant("b")])),
+        (
+            {"conversations": [SYSTEM, user("a"), assistant("b"), user("c"), assistant("d")]},
+            Conversation([SYSTEM, user("a"), assistant("b"), user("c"), assistant("d")]),
+        ),
+        (
+            {"messages": [user("1+2?"), CALL | {"content": None}, RESULT, assistant("3")]},
+            Conversation([user("1+2?"), CALL, RESULT, assistant("3")]),
+        ),
+    ],
+    "sharegpt": [
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            Conversation([user("a"), assistant("b")]),
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "Be short."},
+                    {"from": "user", "value": "a"},
+                    {"from": "assistant", "value": "b"},
+                ]
+            },
+            Conversation([SYSTEM, user("a"), assistant("b")]),
+        ),
+        (
+            {
+                "system": "Be short.",
+                "conversations": [
+                    {"from": "human", "value": "a"},
+                    {"from": "gpt", "value": "b", "weight": 1},
+                ],
+            },
+            Conversation([SYSTEM, user("a"), assistant("b") | {"weight": 1}]),
+        ),
+    ],
+    "alpaca": [
+        (
+            {"instruction": "Add.", "input": "1, 2", "output": "3"},
+            Conversation([user("Add.\n\n1, 2"), assistant("3")]),
+        ),
+        (
+            {"instruction": "Greet.", "input": "", "output": "Hi"},
+            Conversation([user("Greet."), assistant("Hi")]),
+        ),
+        (
+            {"instruction": "Greet.", "input": None, "output": "Hi", "system": "Be short."},
+            Conversation([SYSTEM, user("Greet."), assistant("Hi")]),
+        ),
+    ],
+    "completion": [
+        (
+            {"prompt": "The sky is", "completion": " blue."},
+            Conversation([user("The sky is"), assistant("blue.")]),
+        ),
+        (
+            {"prompt": "def f():\n", "completion": "    return 1"},
+            Conversation([user("def f():\n"), assistant("    return 1")]),
+        ),
+        (
+            {"prompt": [SYSTEM, user("a")], "completion": [assistant("b")]},
+            Conversation([SYSTEM, user("a"), assistant("b")]),
+        ),
+    ],
+    "qa": [
+        (
+            {"question": "1+2?", "answer": "1+2=<<1+2=3>>3\n#### 3"},
+            Conversation([user("1+2?"), assistant("1+2=<<1+2=3>>3\n#### 3")]),
+        ),
+        (
+            {"question": "a", "answer": "b", "id": 7},
+            Conversation([user("a"), assistant("b")]),
+        ),
+        (
+            {"question": "a", "answer": "b", "system": "Be short."},
+            Conversation([SYSTEM, user("a"), assistant("b")]),
+        ),
+    ],
+    "preference": [
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c"},
+            Preference([user("a")], [assistant("b")], [assistant("c")]),
+        ),
+        (
+            {
+                "prompt": [user("a")],
+                "chosen": [assistant("b")],
+                "rejected": [assistant("c")],
+                "margin": "0.5",
+            },
+            Preference([user("a")], [assistant("b")], [assistant("c")], 0.5),
+        ),
+        (  # UltraFeedback: the answers repeat the prompt
+            {
+                "prompt": "a",
+                "chosen": [user("a"), assistant("b")],
+                "rejected": [user("a"), assistant("c")],
+            },
+            Preference([user("a")], [assistant("b")], [assistant("c")]),
+        ),
+    ],
+    "preference_implicit": [
+        (
+            {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]},
+            Preference([user("a")], [assistant("b")], [assistant("c")]),
+        ),
+        (
+            {
+                "chosen": [user("a"), assistant("b"), user("c"), assistant("d")],
+                "rejected": [user("a"), assistant("b"), user("c"), assistant("e")],
+                "margin": 2,
+            },
+            Preference(
+                [user("a"), assistant("b"), user("c")], [assistant("d")], [assistant("e")], 2.0
+            ),
+        ),
+        (
+            {
+                "chosen": [SYSTEM, user("a"), CALL, RESULT, assistant("3")],
+                "rejected": [SYSTEM, user("a"), assistant("4")],
+            },
+            Preference([SYSTEM, user("a")], [CALL, RESULT, assistant("3")], [assistant("4")]),
+        ),
+    ],
+    "hh": [
+        (
+            {
+                "chosen": "\n\nHuman: a\n\nAssistant: b",
+                "rejected": "\n\nHuman: a\n\nAssistant: c",
+            },
+            Preference([user("a")], [assistant("b")], [assistant("c")]),
+        ),
+        (
+            {
+                "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
+                "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: e",
+            },
+            Preference([user("a"), assistant("b"), user("c")], [assistant("d")], [assistant("e")]),
+        ),
+        (
+            {
+                "chosen": "\n\nHuman: List:\n\n1. x\n\nAssistant: Human: y\n\nz",
+                "rejected": "\n\nHuman: List:\n\n1. x\n\nAssistant: n",
+            },
+            Preference([user("List:\n\n1. x")], [assistant("Human: y\n\nz")], [assistant("n")]),
+        ),
+    ],
+    "prompt": [
+        ({"prompt": "a"}, Prompt([user("a")])),
+        ({"prompt": [SYSTEM, user("a")], "reference": "b"}, Prompt([SYSTEM, user("a")], "b")),
+        ({"prompt": "1+2?", "answer": 3}, Prompt([user("1+2?")], "3")),
+    ],
+}
+
+CASES = [(name, row, record) for name, rows in FIXTURES.items() for row, record in rows]
+
+
+def test_every_format_has_a_three_row_fixture() -> None:
+    assert {name: len(rows) for name, rows in FIXTURES.items()} == dict.fromkeys(NORMALISERS, 3)
+
+
+@pytest.mark.parametrize(("name", "row", "record"), CASES)
+def test_a_row_becomes_its_record(name: str, row: dict[str, Any], record: Any) -> None:
+    assert NORMALISERS[name](row) == record
+
+
+@pytest.mark.parametrize(("name", "row", "record"), CASES)
+def test_the_format_of_a_row_is_detected(name: str, row: dict[str, Any], record: Any) -> None:
+    assert detect(row) == name
+
+
+@pytest.mark.parametrize(("name", "row", "record"), CASES)
+def test_columns_filled_with_null_change_nothing(
+    name: str, row: dict[str, Any], record: Any
+) -> None:
+    """Parquet and the hub give every row the columns of all others."""
+    wide = dict.fromkeys(["prompt", "messages", "tools", "system", "margin", "question"]) | row
+    assert detect(wide) == name
+    assert NORMALISERS[name](wide) == record
+
+
+BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("preference", {"prompt": "a", "chosen": "", "rejected": "c"}, "'chosen' is empty"),
+    ("preference", {"prompt": "a", "chosen": " \n", "rejected": "c"}, "'chosen' is empty"),
+    ("preference", {"prompt": "a", "chosen": "b"}, "'rejected' is missing"),
+    ("preference", {"prompt": "a", "chosen": "b", "rejected": "b"}, "rejected are equal"),
+    ("preference", {"prompt": "a", "chosen": "x  y", "rejected": "x y\n"}, "differ in spaces only"),
+    (
+        "preference",
+        {"prompt": [user("a"), assistant("b")], "chosen": "c", "rejected": "d"},
+        "prompt and chosen: turn 3 has role 'assistant', expected user or tool",
+    ),
+    (
+        "preference",
+        {"prompt": "z", "chosen": [user("a"), CALL], "rejected": [user("a"), assistant("c")]},
+        "do not begin with the turns of 'prompt'",
+    ),
+    ("preference", {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "x"}, "'margin' is"),
+    (
+        "preference",
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 10**400},
+        "expected a finite number",
+    ),
+    ("preference_implicit", {"chosen": [user("a")], "rejected": [user("b")]}, "share no prompt"),
+    (
+        "preference_implicit",
+        {"chosen": [user("a"), assistant("b")], "rejected": [user("a")]},
+        "only continues the other",
+    ),
+    (
+        "preference_implicit",
+        {
+            "chosen": [user("a"), assistant("b"), user("c"), assistant("d")],
+            "rejected": [user("a"), assistant("b"), user("e"), assistant("d")],
+        },
+        "'chosen' begins with role 'user', expected assistant",
+    ),
+    ("hh", {"chosen": "Human: a", "rejected": "b"}, "does not begin with two line breaks"),
+    (
+        "hh",
+        {"chosen": "\n\nHuman: a\n\nHuman: b", "rejected": "\n\nHuman: a\n\nAssistant: b"},
+        "prompt and chosen: turn 2 has role 'user', expected assistant",
+    ),
+    ("messages", {"messages": []}, "'messages' is empty"),
+    ("messages", {"messages": "hello"}, "'messages' is text, expected a list of messages"),
+    ("messages", {"messages": ["hello"]}, "turn 1 is text, expected an object"),
+    ("messages", {"messages": [{"content": "a"}]}, "turn 1 has no role"),
+    ("messages", {"messages": [{"role": 3, "content": "a"}]}, "the role of turn 1 is a number"),
+    ("messages", {"messages": [{"role": "user"}]}, "turn 1 has no content"),
+    ("messages", {"messages": [user("a"), assistant(" ")]}, "turn 2 is empty"),
+    ("messages", {"messages": [user("a")]}, "the last turn has role 'user'"),
+    ("messages", {"messages": [assistant("a")]}, "turn 1 has role 'assistant', expected system"),
+    (
+        "messages",
+        {"messages": [user("a"), assistant("b"), {"role": "foo", "content": "c"}]},
+        "turn 3 has role 'foo', expected user or tool",
+    ),
+    ("messages", {"messages": [user("a"), SYSTEM]}, "turn 2 has role 'system', expected assistant"),
+    (
+        "messages",
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+        "turn 1 is a list, expected text",
+    ),
+    ("messages", {"messages": [user("\ud800")]}, "half a surrogate pair at character 1"),
+    (
+        "messages",
+        {"messages": [user("a"), assistant("b")], "tools": [{"name": "add"}]},
+        "'tools' is not read",
+    ),
+    ("sharegpt", {"conversations": [{"value": "a"}]}, "turn 1 has no role"),
+    ("sharegpt", {"conversations": [7]}, "turn 1 is a number"),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "function_call", "value": "a"}]},
+        "turn 1 has role 'function_call'",
+    ),
+    ("alpaca", {"instruction": "a", "input": ""}, "'output' is missing"),
+    ("alpaca", {"instruction": "a", "output": {"text": "b"}}, "'output' is an object"),
+    ("alpaca", {"instruction": "a", "output": None}, "'output' is null"),
+    ("alpaca", {"instruction": "a", "output": "b", "history": [["c", "d"]]}, "'history' is not"),
+    ("completion", {"prompt": "a", "completion": [user("b")]}, "turn 2 has role 'user'"),
+    ("qa", {"question": "a", "answer": 3}, "'answer' is a number, expected text"),
+    ("prompt", {"prompt": [user("a"), assistant("b")]}, "'prompt' ends with role 'assistant'"),
+    ("prompt", {"prompt": "a", "reference": ["b"]}, "'reference' is a list"),
+]
+
+
+@pytest.mark.parametrize(("name", "row", "reason"), BAD)
+def test_a_row_that_does_not_fit_says_why(name: str, row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadRow, match=re.escape(reason)):
+        NORMALISERS[name](row)
+
+
+def test_indentation_and_line_breaks_are_a_difference() -> None:
+    row = {"prompt": "a", "chosen": "if x:\n    y", "rejected": "if x:\ny"}
+    assert isinstance(NORMALISERS["preference"](row), Preference)
+
+
+def test_an_unknown_shape_lists_the_formats() -> None:
+    with pytest.raises(BadRow, match=r"\('text', 'label'\) fit none of .*messages, sharegpt"):
+        detect({"text": "a", "label": 1})
+
+
+def test_a_normaliser_leaves_its_row_alone() -> None:
+    row = {"messages": [user("a"), {"role": "assistant", "content": None, "tool_calls": [1]}]}
+    before = repr(row)
+    NORMALISERS["messages"](row)
+    assert repr(row) == before
+
+
+# A busy machine is slow to draw the first examples; that is no fault of the code.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+TEXT = st.text(min_size=1, max_size=8)
+MESSAGES = st.lists(
+    st.builds(
+        lambda role, content: {"role": role, "content": content},
+        st.sampled_from(["system", "user", "assistant", "tool"]),
+        TEXT,
+    ),
+    max_size=4,
+)
+VALUE = TEXT | MESSAGES | st.none() | st.floats() | st.booleans()
+ROWS = st.dictionaries(
+    st.sampled_from(
+        [
+            "messages",
+            "conversations",
+            "instruction",
+            "input",
+            "output",
+            "prompt",
+            "completion",
+            "chosen",
+            "rejected",
+            "margin",
+            "question",
+            "answer",
+            "reference",
+            "system",
+        ]
+    ),
+    VALUE,
+)
+
+
+def as_row(record: Any) -> tuple[str, dict[str, Any]]:
+    """A record's own form, written as a row again."""
+    if isinstance(record, Conversation):
+        return "messages", {"messages": record.messages}
+    if isinstance(record, Prompt):
+        return "prompt", {"prompt": record.messages, "reference": record.reference}
+    return "preference", dict(vars(record))
+
+
+@pytest.mark.parametrize("name", NORMALISERS)
+@PATIENT
+@given(row=ROWS)
+def test_any_row_gives_a_record_or_a_reason(name: str, row: dict[str, Any]) -> None:
+    try:
+        record = NORMALISERS[name](row)
+    except BadRow:
+        return
+    again, own = as_row(record)
+    assert NORMALISERS[again](own) == record
+
+
+@pytest.mark.parametrize(("name", "row", "record"), CASES)
+def test_normalising_a_record_again_changes_nothing(
+    name: str, row: dict[str, Any], record: Any
+) -> None:
+    again, own = as_row(record)
+    assert detect(own) == again
+    assert NORMALISERS[again](own) == record
+
+
+@given(
+    st.lists(st.tuples(TEXT, TEXT).filter(lambda pair: all(t.strip() for t in pair)), min_size=1)
+)
+def test_sharegpt_and_messages_agree(pairs: list[tuple[str, str]]) -> None:
+    turns = [t for question, answer in pairs for t in (("human", question), ("gpt", answer))]
+    theirs = {"conversations": [{"from": who, "value": text} for who, text in turns]}
+    ours = {"messages": [(user if who == "human" else assistant)(text) for who, text in turns]}
+    assert NORMALISERS["sharegpt"](theirs) == NORMALISERS["messages"](ours)
