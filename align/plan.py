@@ -5,7 +5,6 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from align.artifact import Job
 from conf.entry import UserError
@@ -96,7 +95,9 @@ def make_plan(config: Align) -> Plan:
         keys[name] = job.key
         if STAGES[name].makes_policy:
             policies[name] = Model(
-                path=str(job.out), dtype=config.model.dtype, chat_template=config.model.chat_template
+                path=str(job.out),
+                dtype=config.model.dtype,
+                chat_template=config.model.chat_template,
             )
     return Plan(jobs, policies, _evaluations(config, policies), data)
 

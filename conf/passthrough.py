@@ -20,7 +20,11 @@ DELEGATES: dict[str, list[tuple[str, str]]] = {
     "sft": [("trl.trainer.sft_config", "SFTConfig"), _TRL_BASE, _TRAINING_ARGUMENTS],
     "rm": [("trl.trainer.reward_config", "RewardConfig"), _TRL_BASE, _TRAINING_ARGUMENTS],
     "dpo": [("trl.trainer.dpo_config", "DPOConfig"), _TRL_BASE, _TRAINING_ARGUMENTS],
-    "lora": [("peft.tuners.lora.config", "LoraConfig"), ("peft.config", "PeftConfig")],
+    "lora": [
+        ("peft.tuners.lora.config", "LoraConfig"),
+        ("peft.config", "PeftConfig"),
+        ("peft.config", "PeftConfigMixin"),
+    ],
 }
 
 # What the harness sets itself; a value from the user would be overwritten or break the artifact.

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from conf.entry import entry
 from conf.schema import Evals
-from evals.run import Request, check_request, evaluate
 
 
 @entry("evals", Evals)
 def main(config: Evals, overrides: list[str]) -> float | None:
     """Evaluate, print a table, and leave `results.json` with one JSONL a task."""
+    # Here, not above: --help and a config error must not wait for scipy.
+    from evals.run import Request, check_request, evaluate
+
     del overrides
     root = Path(config.paths.root)
     request = Request(config.model, config.quant, config.suite)

@@ -162,6 +162,11 @@ def score(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
+    for group in groups:
+        for (
+            task
+        ) in group.tasks.values():  # few-shot examples are drawn anew, and equally, for each model
+            task.set_fewshot_seed(seed=suite.sample_seed)
     lm = HFLM(
         pretrained=model,
         tokenizer=tokenizer,

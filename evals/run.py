@@ -1,6 +1,7 @@
 """Evaluate models on suites, each result cached by everything that it depends on."""
 
 import dataclasses
+import functools
 import itertools
 import shutil
 import time
@@ -14,7 +15,7 @@ from evals.models import check, identity, open_model
 from evals.provenance import provenance, versions
 from evals.quantize import QUANTIZERS, QuantizerUnavailable, find
 from evals.results import EvalResult
-from evals.store import build_once, content_key, source_key
+from evals.store import build_once, content_key, is_complete, source_key
 
 _PACKAGE = Path(__file__).parent
 # A change in these files can change a number.
@@ -77,76 +78,68 @@ def evaluate(requests: Iterable[Request], root: Path) -> Iterator[EvalResult]:
         requests: what to evaluate; put equal models beside each other.
         root: folder under which results and converted models are kept.
     """
+    evaluator = _Evaluator(root)
     for (model, quantizer), group in itertools.groupby(
-        requests, key=lambda r: (r.model, r.quantizer)
+        requests, key=lambda request: (request.model, request.quantizer)
     ):
         todo = list(group)
-        missing = [
-            request for request in todo if not (request.folder(root) / "manifest.json").is_file()
-        ]
+        missing = [request for request in todo if not is_complete(request.folder(root))]
         if missing:
-            _evaluate_one_model(model, quantizer, missing, root)
+            evaluator.run(model, quantizer, missing)
         for request in todo:
             yield EvalResult.load(request.folder(root))
 
 
-def _evaluate_one_model(model: Model, quantizer: str, requests: list[Request], root: Path) -> None:
-    import torch
+class _Evaluator:
+    """Measures one model after another, on tasks that are loaded once."""
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        with open_model(model, quantizer, root / "cache") as (loaded, tokenizer):
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._groups: dict[str, Any] = {}  # by suite: loading tasks costs as much as scoring them
+
+    def run(self, model: Model, quantizer: str, requests: list[Request]) -> None:
+        """Build the result folders of `requests`, all of this model and quantizer."""
+        try:
+            with open_model(model, quantizer, self._root / "cache") as (loaded, tokenizer):
+                for request in requests:
+                    measure = functools.partial(self._measure, loaded, tokenizer, request)
+                    build_once(request.folder(self._root), measure)
+        except QuantizerUnavailable as error:
             for request in requests:
+                build_once(
+                    request.folder(self._root), functools.partial(self._skip, request, str(error))
+                )
 
-                def build(out: Path, request: Request = request) -> dict[str, Any]:
-                    return _measure(loaded, tokenizer, request, out, root, device)
+    def _measure(self, loaded: Any, tokenizer: Any, request: Request, out: Path) -> dict[str, Any]:
+        from evals import harness
 
-                build_once(request.folder(root), build)
-    except QuantizerUnavailable as error:
-        for request in requests:
+        started = time.monotonic()
+        suite = request.suite
+        if suite.name not in self._groups:
+            self._groups[suite.name] = harness.load_groups(suite)
+        groups = self._groups[suite.name]
+        settings = harness.settings(
+            suite, groups, tokenizer, request.model.dtype.value, loaded.device.type
+        )
+        scores, samples = harness.score(loaded, tokenizer, suite, groups, out)
+        seconds = round(time.monotonic() - started, 1)
+        return self._save(
+            request, out, settings=settings, scores=scores, samples=samples, seconds=seconds
+        )
 
-            def skip(
-                out: Path, request: Request = request, reason: str = str(error)
-            ) -> dict[str, Any]:
-                return _save(request, out, root, settings={}, scores=[], samples={}, skipped=reason)
+    def _skip(self, request: Request, reason: str, out: Path) -> dict[str, Any]:
+        return self._save(request, out, settings={}, scores=[], samples={}, skipped=reason)
 
-            build_once(request.folder(root), skip)
-
-
-def _measure(
-    loaded: Any, tokenizer: Any, request: Request, out: Path, root: Path, device: str
-) -> dict[str, Any]:
-    from evals import harness
-
-    started = time.monotonic()
-    groups = harness.load_groups(request.suite)
-    dtype = request.model.dtype.value
-    settings = harness.settings(request.suite, groups, tokenizer, dtype, device)
-    scores, samples = harness.score(loaded, tokenizer, request.suite, groups, out)
-    return _save(
-        request,
-        out,
-        root,
-        settings=settings,
-        scores=scores,
-        samples=samples,
-        seconds=round(time.monotonic() - started, 1),
-    )
-
-
-def _save(request: Request, out: Path, root: Path, **found: Any) -> dict[str, Any]:
-    cache = root / "cache"
-    result = EvalResult(
-        model={
-            "path": request.model.path,
-            "revision": request.model.revision,
-            **identity(request.model, cache),
-        },
-        quantizer=request.quantizer,
-        suite=request.suite.name,
-        role=request.suite.role.value,
-        provenance=provenance(),
-        **found,
-    )
-    result.save(out)
-    return {"key": request.key(cache), "settings_hash": result.settings_hash}
+    def _save(self, request: Request, out: Path, **found: Any) -> dict[str, Any]:
+        cache = self._root / "cache"
+        model = {"path": request.model.path, "revision": request.model.revision}
+        result = EvalResult(
+            model=model | identity(request.model, cache),
+            quantizer=request.quantizer,
+            suite=request.suite.name,
+            role=request.suite.role.value,
+            provenance=provenance(),
+            **found,
+        )
+        result.save(out)
+        return {"key": request.key(cache), "settings_hash": result.settings_hash}

@@ -31,7 +31,15 @@ DOMAINS = [
     Domain(
         {
             "name": (
-                ["Maria Silva", "John Baker", "Aisha Khan", "Peter Novak", "Lucy Chen", "Omar Haddad", "Ingrid Berg"],
+                [
+                    "Maria Silva",
+                    "John Baker",
+                    "Aisha Khan",
+                    "Peter Novak",
+                    "Lucy Chen",
+                    "Omar Haddad",
+                    "Ingrid Berg",
+                ],
                 ["Elena Rossi", "David Cohen", "Yuki Tanaka", "Sofia Costa", "Ravi Patel"],
             ),
             "age": _integers(19, 70),
@@ -53,7 +61,14 @@ DOMAINS = [
     Domain(
         {
             "customer": (
-                ["Acme Ltd", "Blue Cafe", "North School", "Hill Clinic", "Star Hotel", "River Books"],
+                [
+                    "Acme Ltd",
+                    "Blue Cafe",
+                    "North School",
+                    "Hill Clinic",
+                    "Star Hotel",
+                    "River Books",
+                ],
                 ["Green Farm", "City Museum", "Oak Studio", "Lake Diner"],
             ),
             "item": (
@@ -72,10 +87,20 @@ DOMAINS = [
     Domain(
         {
             "title": (
-                ["Data Night", "Jazz Evening", "Chess Open", "Poetry Hour", "Garden Day", "Science Fair"],
+                [
+                    "Data Night",
+                    "Jazz Evening",
+                    "Chess Open",
+                    "Poetry Hour",
+                    "Garden Day",
+                    "Science Fair",
+                ],
                 ["Film Club", "Book Swap", "Robot Show", "Tea Workshop"],
             ),
-            "day": (["Monday", "Tuesday", "Thursday", "Saturday"], ["Wednesday", "Friday", "Sunday"]),
+            "day": (
+                ["Monday", "Tuesday", "Thursday", "Saturday"],
+                ["Wednesday", "Friday", "Sunday"],
+            ),
             "room": (["A1", "B4", "C2", "D7", "E5"], ["F3", "G8", "H6"]),
             "seats": _integers(11, 120),
         },
@@ -100,12 +125,16 @@ def _draw(rng: random.Random, is_held_out: bool) -> tuple[str, dict[str, Value],
     values = {field: rng.choice(pools[is_held_out]) for field, pools in domain.fields.items()}
     text = rng.choice(domain.templates).format(**values)
     wanted = rng.sample(list(values), rng.randint(2, len(values)))
-    keys = ", ".join(f'"{key}" ({"integer" if isinstance(values[key], int) else "string"})' for key in wanted)
+    keys = ", ".join(
+        f'"{key}" ({"integer" if isinstance(values[key], int) else "string"})' for key in wanted
+    )
     prompt = rng.choice(INSTRUCTIONS).format(keys=keys, text=text)
     return prompt, {key: values[key] for key in wanted}, values
 
 
-def _examples(count: int, seed: str, is_held_out: bool) -> Iterator[tuple[str, dict[str, Value], dict[str, Value]]]:
+def _examples(
+    count: int, seed: str, is_held_out: bool
+) -> Iterator[tuple[str, dict[str, Value], dict[str, Value]]]:
     """`count` examples with distinct prompts."""
     rng = random.Random(seed)
     seen: set[str] = set()
@@ -182,4 +211,7 @@ def score(answer: str, reference: str) -> dict[str, float]:
         and set(got) == set(expected)
         and all(type(got[key]) is type(expected[key]) for key in expected)
     )
-    return {"json_exact": float(is_valid and list(got.items()) == list(expected.items())), "json_valid": float(is_valid)}
+    return {
+        "json_exact": float(is_valid and list(got.items()) == list(expected.items())),
+        "json_valid": float(is_valid),
+    }

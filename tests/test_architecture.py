@@ -10,7 +10,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ["conf", "reward", "evals", "align"]  # each may import those before it
-HEAVY = {"torch", "transformers", "trl", "peft", "deepspeed", "datasets", "lm_eval", "wandb", "matplotlib", "scipy"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "deepspeed",
+    "datasets",
+    "lm_eval",
+    "wandb",
+    "matplotlib",
+    "scipy",
+}
 # module → the only places that may import it
 DOORS = {
     "lm_eval": ("evals/harness.py", "evals/tasks/"),
@@ -43,7 +54,9 @@ def test_arrows_point_one_way(path: Path) -> None:
         assert top not in LAYERS or top in allowed, f"{place} imports {name}"
         assert not name.startswith("trl.experimental"), f"{place} depends on trl.experimental"
         if top in DOORS:
-            assert any(str(place).startswith(door) for door in DOORS[top]), f"{place} imports {name}"
+            assert any(str(place).startswith(door) for door in DOORS[top]), (
+                f"{place} imports {name}"
+            )
 
 
 def loaded_after(*argv: str) -> tuple[set[str], int]:
@@ -58,7 +71,9 @@ def loaded_after(*argv: str) -> tuple[set[str], int]:
         "    code = stop.code or 0\n"
         "print('\\n' + json.dumps([sorted(sys.modules), code]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     names, exit_code = json.loads(done.stdout.splitlines()[-1])
     return HEAVY & {name.split(".")[0] for name in names}, exit_code
 

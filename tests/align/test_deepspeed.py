@@ -14,10 +14,14 @@ from conf.entry import CONF_DIR
 from conf.schema import Data, Launch, LaunchKind, Model, Peft
 from evals.store import write_json
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed builds a CPU extension with g++")
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="DeepSpeed builds a CPU extension with g++"
+)
 
 
-def run(model: Path, folder: Path, processes: int, deepspeed: dict[str, Any] | None, peft: Peft) -> list[float]:
+def run(
+    model: Path, folder: Path, processes: int, deepspeed: dict[str, Any] | None, peft: Peft
+) -> list[float]:
     """Losses of two steps over 8 rows a step, whatever the number of processes."""
     out = folder / "out"
     out.mkdir(parents=True)
@@ -46,7 +50,9 @@ def run(model: Path, folder: Path, processes: int, deepspeed: dict[str, Any] | N
     )
     write_json(folder / "job.json", job.to_json(out))
     kind = LaunchKind.torchrun if processes > 1 else LaunchKind.inline
-    argv = launch.command("align.worker", [str(folder / "job.json")], Launch(kind=kind, nproc_per_node=processes))
+    argv = launch.command(
+        "align.worker", [str(folder / "job.json")], Launch(kind=kind, nproc_per_node=processes)
+    )
     launch.run(argv, "dpo", folder / "dpo.log", processes)
     assert (out / "manifest.json").is_file()
     assert (out / "model.safetensors").stat().st_size > 10_000
@@ -59,7 +65,9 @@ def run(model: Path, folder: Path, processes: int, deepspeed: dict[str, Any] | N
     [(2, Peft()), (3, Peft()), (3, Peft("lora", {"r": 4, "target_modules": "all-linear"}))],
     ids=["zero2", "zero3", "zero3-lora"],
 )
-def test_two_ranks_equal_one_process(tiny_model: Path, tmp_path: Path, stage: int, peft: Peft) -> None:
+def test_two_ranks_equal_one_process(
+    tiny_model: Path, tmp_path: Path, stage: int, peft: Peft
+) -> None:
     deepspeed = yaml.safe_load((CONF_DIR / "deepspeed" / f"zero{stage}.yaml").read_text())
     single = run(tiny_model, tmp_path / "single", 1, None, peft)
     double = run(tiny_model, tmp_path / "double", 2, deepspeed, peft)

@@ -34,11 +34,18 @@ def arguments(model: Path, root: Path, *more: str) -> list[str]:
 
 def run(model: Path, root: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        arguments(model, root, *more), capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ}
+        arguments(model, root, *more),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        env={**os.environ},
     )
 
 
-def test_demo_end_to_end_then_a_sweep_that_shares_its_stages(tiny_model: Path, tmp_path: Path) -> None:
+def test_demo_end_to_end_then_a_sweep_that_shares_its_stages(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     done = run(tiny_model, tmp_path)
     assert done.returncode == 0, done.stderr
     page = Path(done.stdout.splitlines()[-1])
@@ -64,7 +71,9 @@ def test_demo_end_to_end_then_a_sweep_that_shares_its_stages(tiny_model: Path, t
     new = {path.name for path in (tmp_path / "artifacts").glob("[sd]*")} - before
     assert [name.split("-")[0] for name in new] == ["dpo"]
     assert len({path.name for path in (tmp_path / "evals").glob("[jf]*")} - evaluated) == 4
-    rows = json.loads((tmp_path / "report" / "demo" / "leaderboard.json").read_text(encoding="utf-8"))
+    rows = json.loads(
+        (tmp_path / "report" / "demo" / "leaderboard.json").read_text(encoding="utf-8")
+    )
     assert len(json.dumps(rows).split('"name"')) >= 3
 
     # Nothing to do: no stage runs, nothing heavy loads.
@@ -115,7 +124,9 @@ def test_ctrl_c_ends_everything_and_leaves_no_artifact(tiny_model: Path, tmp_pat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-def test_kill_9_leaves_no_worker_and_the_next_run_continues(tiny_model: Path, tmp_path: Path) -> None:
+def test_kill_9_leaves_no_worker_and_the_next_run_continues(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     process = subprocess.Popen(
         arguments(tiny_model, tmp_path, "sft.args.max_steps=100000"),
         stdout=subprocess.DEVNULL,

@@ -52,7 +52,9 @@ READ_BY_BOTH = {
 READ_BY_DPO = {
     "dpo beta": set_arg("dpo", "beta", 0.3),
     "dpo max_length": set_arg("dpo", "max_length", 77),
-    "dpo eval data": lambda config: setattr(config.dpo, "eval_data", Data(source="demo:preferences", limit=3)),
+    "dpo eval data": lambda config: setattr(
+        config.dpo, "eval_data", Data(source="demo:preferences", limit=3)
+    ),
     "dpo start": lambda config: setattr(config.dpo, "start", "base"),
 }
 READ_BY_NONE = {
@@ -77,7 +79,9 @@ def test_what_sft_reads_changes_both_keys(config: Align, change: Callable[[Align
 
 
 @pytest.mark.parametrize("change", READ_BY_DPO.values(), ids=READ_BY_DPO)
-def test_what_dpo_alone_reads_keeps_the_sft_key(config: Align, change: Callable[[Align], None]) -> None:
+def test_what_dpo_alone_reads_keeps_the_sft_key(
+    config: Align, change: Callable[[Align], None]
+) -> None:
     before = keys(config)
     change(config)
     after = keys(config)
@@ -198,7 +202,9 @@ def test_deepspeed_needs_a_launcher(config: Align) -> None:
         ("chat_template.jinja", "no chat template"),
     ],
 )
-def test_incomplete_model_folder(config: Align, tiny_model: Path, tmp_path: Path, missing: str, said: str) -> None:
+def test_incomplete_model_folder(
+    config: Align, tiny_model: Path, tmp_path: Path, missing: str, said: str
+) -> None:
     import shutil
 
     copy = tmp_path / "copy"
@@ -216,7 +222,9 @@ def test_missing_model_folder(config: Align, tmp_path: Path) -> None:
         preflight(config, make_plan(config))
 
 
-def test_full_disk_is_refused_before_training(config: Align, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_refused_before_training(
+    config: Align, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
 
     usage = shutil.disk_usage("/")

@@ -48,7 +48,9 @@ def train(stage: str, model: Path, out: Path, peft: Peft | None = None, **args: 
     )
     out.mkdir(parents=True)
     module, function = STAGES[stage].run.split(":")
-    getattr(importlib.import_module(module), function)(Job.from_json(json.loads(json.dumps(job.to_json(out)))))
+    getattr(importlib.import_module(module), function)(
+        Job.from_json(json.loads(json.dumps(job.to_json(out))))
+    )
     return out
 
 
@@ -76,7 +78,9 @@ def test_eos_carries_loss_although_it_is_the_pad_token(tiny_model: Path) -> None
     records = load(Data(source="demo:demonstrations", limit=3), "sft").records
     trainer = SFTTrainer(
         model=str(tiny_model),
-        args=SFTConfig(output_dir="unused", use_cpu=True, bf16=False, report_to="none", max_length=512),
+        args=SFTConfig(
+            output_dir="unused", use_cpu=True, bf16=False, report_to="none", max_length=512
+        ),
         train_dataset=Dataset.from_list(to_trl(records)),
         processing_class=tokenizer,
     )
@@ -135,7 +139,9 @@ def test_lora_result_is_the_merged_model_and_the_adapter(tiny_model: Path, tmp_p
     tokens = torch.arange(2, 60)[None]
     with torch.inference_mode():
         # The merged weights are rounded to bfloat16 once: 8 bits of mantissa.
-        torch.testing.assert_close(merged(tokens).logits, expected(tokens).logits, rtol=0.05, atol=0.02)
+        torch.testing.assert_close(
+            merged(tokens).logits, expected(tokens).logits, rtol=0.05, atol=0.02
+        )
 
 
 def test_reward_head_survives_saving(tiny_model: Path, tmp_path: Path) -> None:
@@ -151,7 +157,11 @@ def test_each_assistant_turn_is_trained_once() -> None:
     from reward.data import to_trl
     from reward.records import Conversation
 
-    turns = [{"role": role, "content": role[0] + str(i)} for i in range(2) for role in ("user", "assistant")]
+    turns = [
+        {"role": role, "content": role[0] + str(i)}
+        for i in range(2)
+        for role in ("user", "assistant")
+    ]
     rows = to_trl([Conversation(turns)])
     assert [row["completion"] for row in rows] == [[turns[1]], [turns[3]]]
     assert [row["prompt"] for row in rows] == [turns[:1], turns[:3]]

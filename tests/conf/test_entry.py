@@ -30,11 +30,15 @@ def compose(name: str, *overrides: str) -> Any:
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *argv]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ})
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ}
+    )
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiment_composes_and_its_arguments_construct_the_real_dataclass(name: str, tmp_path: Path) -> None:
+def test_experiment_composes_and_its_arguments_construct_the_real_dataclass(
+    name: str, tmp_path: Path
+) -> None:
     import peft
     import trl
 
@@ -44,7 +48,9 @@ def test_experiment_composes_and_its_arguments_construct_the_real_dataclass(name
     classes = {"sft": trl.SFTConfig, "rm": trl.RewardConfig, "dpo": trl.DPOConfig}
     for stage in config.stages:
         part = getattr(config, stage)
-        arguments = classes[stage](output_dir=str(tmp_path), use_cpu=True, report_to="none", **part.args)
+        arguments = classes[stage](
+            output_dir=str(tmp_path), use_cpu=True, report_to="none", **part.args
+        )
         for key, value in part.args.items():
             assert getattr(arguments, key) == value, key
         if part.peft.method == "lora":
@@ -69,7 +75,11 @@ def test_fields_read_from_source_are_the_dataclass_fields(delegate: str) -> None
         "dpo": trl.DPOConfig,
         "lora": peft.LoraConfig,
     }
-    real = {field.name for field in dataclasses.fields(classes[delegate]) if not field.name.startswith("_")}
+    real = {
+        field.name
+        for field in dataclasses.fields(classes[delegate])
+        if not field.name.startswith("_")
+    }
     read = {name for name in fields_of(delegate) if not name.startswith("_")}
     assert read == real
 
@@ -83,8 +93,21 @@ def test_every_stage_field_of_the_schema_has_a_delegate() -> None:
 
 
 def test_problems_judge_types() -> None:
-    assert problems("dpo", {"beta": 1, "bf16": None, "loss_type": ["ipo"], "model_init_kwargs": {}}, "dpo.args") == []
-    for bad in ({"beta": "much"}, {"num_train_epochs": "two"}, {"bf16": 1}, {"beta": True}, {"max_steps": 1.5}):
+    assert (
+        problems(
+            "dpo",
+            {"beta": 1, "bf16": None, "loss_type": ["ipo"], "model_init_kwargs": {}},
+            "dpo.args",
+        )
+        == []
+    )
+    for bad in (
+        {"beta": "much"},
+        {"num_train_epochs": "two"},
+        {"bf16": 1},
+        {"beta": True},
+        {"max_steps": 1.5},
+    ):
         (key,) = bad
         assert problems("dpo", bad, "dpo.args")[0].startswith(f"dpo.args.{key}=")
 
@@ -105,14 +128,26 @@ def test_target_is_refused_anywhere() -> None:
     [
         (["+experiment=demoo"], "there is no experiment 'demoo'. Did you mean 'demo'?"),
         (["+experimnt=demo"], "Did you mean 'experiment'?"),
-        (["+experiment=demo", "dpo.args.betta=1"], "DPOConfig has no argument 'betta'. Did you mean 'beta'?"),
+        (
+            ["+experiment=demo", "dpo.args.betta=1"],
+            "DPOConfig has no argument 'betta'. Did you mean 'beta'?",
+        ),
         (["+experiment=demo", "dpo.argz.beta=1"], "Did you mean 'dpo.args'?"),
         (["+experiment=demo", "dpo.data.sorce=x"], "Did you mean 'dpo.data.source'?"),
         (["+experiment=demo", "+dpo.foo=1"], "there is no key 'dpo.foo'"),
-        (["+experiment=demo", "seed=abc"], "seed: Value 'abc' of type 'str' could not be converted to Integer"),
-        (["+experiment=demo", "model.dtype=fp8"], "expected one of [auto, float32, bfloat16, float16]"),
+        (
+            ["+experiment=demo", "seed=abc"],
+            "seed: Value 'abc' of type 'str' could not be converted to Integer",
+        ),
+        (
+            ["+experiment=demo", "model.dtype=fp8"],
+            "expected one of [auto, float32, bfloat16, float16]",
+        ),
         (["+experiment=demo", "peft=lorra"], "there is no peft 'lorra'. Did you mean 'lora'?"),
-        (["+experiment=demo", "peft.args.rr=8"], "LoraConfig has no argument 'rr'. Did you mean 'r'?"),
+        (
+            ["+experiment=demo", "peft.args.rr=8"],
+            "LoraConfig has no argument 'rr'. Did you mean 'r'?",
+        ),
         (["+experiment=demo", "dpo.args.output_dir=x"], "set paths.root"),
         (["+experiment=demo", "-m", "seed=1,x"], "seed: Value 'x'"),
         (["+experiment=demo", "seed=["], "error: "),

@@ -26,7 +26,14 @@ def write(tmp_path: Path) -> Write:
         folder = tmp_path / str(count)
         folder.mkdir()
         rows = [
-            {"doc_id": i, "doc_hash": f"h{i}", "prompt": "p", "target": "t", "answer": "a\u2028b", "metrics": {"acc": v}}
+            {
+                "doc_id": i,
+                "doc_hash": f"h{i}",
+                "prompt": "p",
+                "target": "t",
+                "answer": "a\u2028b",
+                "metrics": {"acc": v},
+            }
             for i, v in enumerate(values)
         ]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -64,7 +71,13 @@ def test_nan_is_null_on_disk_and_nan_again(write: Write) -> None:
 def test_itself_is_all_zeros(write: Write) -> None:
     result = write([1, 0, 1, 1])
     (delta,) = compare(result, result)
-    assert (delta.difference, delta.stderr, delta.ci_low, delta.ci_high, delta.flips) == (0, 0, 0, 0, 0)
+    assert (delta.difference, delta.stderr, delta.ci_low, delta.ci_high, delta.flips) == (
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
     assert delta.p == delta.p_adjusted == 1.0
     assert delta.verdict == "retained"
 

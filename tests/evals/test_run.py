@@ -24,7 +24,12 @@ needs_offline_tasks = pytest.mark.skipif(
 
 
 def json_suite(**changes: Any) -> Suite:
-    fields: dict[str, Any] = {"name": "json", "role": Role.gain, "tasks": ["demo_json"], "apply_chat_template": True}
+    fields: dict[str, Any] = {
+        "name": "json",
+        "role": Role.gain,
+        "tasks": ["demo_json"],
+        "apply_chat_template": True,
+    }
     return Suite(**(fields | {"limit": 4} | changes))
 
 
@@ -32,11 +37,15 @@ def offline_suite(tasks: list[str], **changes: Any) -> Suite:
     return Suite(name="offline", tasks=tasks, source=TaskSource.offline, **({"limit": 4} | changes))
 
 
-def one(model: Path, suite: Suite, root: Path, quantizer: str = "none", dtype: Dtype = Dtype.float32) -> EvalResult:
+def one(
+    model: Path, suite: Suite, root: Path, quantizer: str = "none", dtype: Dtype = Dtype.float32
+) -> EvalResult:
     return next(evaluate([Request(Model(path=str(model), dtype=dtype), quantizer, suite)], root))
 
 
-def test_records_and_cache(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_and_cache(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = one(tiny_model, json_suite(), tmp_path)
     assert {score.metric for score in result.scores} == {"json_exact", "json_valid"}
     assert all(score.n == 4 for score in result.scores)
@@ -45,12 +54,14 @@ def test_records_and_cache(tiny_model: Path, tmp_path: Path, monkeypatch: pytest
     record = json.loads((result.folder / "results.json").read_text())
     assert record["settings"]["softmax_dtype"] == "float32"
     assert record["settings"]["chat_template"]
-    monkeypatch.setattr("evals.run._evaluate_one_model", lambda *_: pytest.fail("evaluated again"))
+    monkeypatch.setattr("evals.run._Evaluator.run", lambda *_: pytest.fail("evaluated again"))
     assert one(tiny_model, json_suite(), tmp_path) == result
 
 
 @needs_offline_tasks
-def test_scores_do_not_depend_on_the_batch_and_equal_lm_eval(tiny_model: Path, tmp_path: Path) -> None:
+def test_scores_do_not_depend_on_the_batch_and_equal_lm_eval(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
@@ -111,7 +122,9 @@ def test_the_sample_is_fixed_by_its_seed() -> None:
 
 def test_real_benchmark_files(tiny_model: Path, tmp_path: Path, shared_data: Path) -> None:
     tasks = ["hellaswag_local", "arc_easy_local"]
-    suite = Suite(name="local", tasks=tasks, include_path=str(shared_data / "lm_eval_tasks"), limit=3)
+    suite = Suite(
+        name="local", tasks=tasks, include_path=str(shared_data / "lm_eval_tasks"), limit=3
+    )
     result = one(tiny_model, suite, tmp_path)
     assert {score.task for score in result.scores} == set(tasks)
 
@@ -125,7 +138,9 @@ def test_the_no_op_quantizer_changes_nothing(
     assert (delta.difference, delta.flips) == (0, 0)
 
 
-@pytest.mark.parametrize("name", [name for name, quantizer in QUANTIZERS.items() if quantizer.library])
+@pytest.mark.parametrize(
+    "name", [name for name, quantizer in QUANTIZERS.items() if quantizer.library]
+)
 def test_quantizers_run_on_this_machine(tiny_model: Path, tmp_path: Path, name: str) -> None:
     result = one(tiny_model, json_suite(limit=2), tmp_path, name, Dtype.bfloat16)
     if result.skipped:
@@ -134,7 +149,9 @@ def test_quantizers_run_on_this_machine(tiny_model: Path, tmp_path: Path, name: 
     assert result.scores
 
 
-def test_a_missing_backend_is_a_named_skip(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_backend_is_a_named_skip(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = Quantizer(4, "no_such_library", dict, "for this test")
     monkeypatch.setitem(quantize.QUANTIZERS, "gone", gone)
     result = one(tiny_model, json_suite(), tmp_path, "gone")
@@ -155,22 +172,40 @@ def test_different_weights_have_different_keys(tiny_model: Path, tmp_path: Path)
     weights = bytearray((other / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (other / "model.safetensors").write_bytes(bytes(weights))
-    keys = {Request(Model(path=str(path)), "none", json_suite()).key(tmp_path) for path in (tiny_model, other)}
+    keys = {
+        Request(Model(path=str(path)), "none", json_suite()).key(tmp_path)
+        for path in (tiny_model, other)
+    }
     assert len(keys) == 2
 
 
 def test_command_lines(tiny_model: Path, tmp_path: Path) -> None:
     def run(*argv: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", *argv], capture_output=True, text=True, cwd=ROOT, check=False)
+        return subprocess.run(
+            [sys.executable, "-m", *argv], capture_output=True, text=True, cwd=ROOT, check=False
+        )
 
-    common = [f"model.path={tiny_model}", "suite=demo_json", "suite.limit=2", f"paths.root={tmp_path}"]
+    common = [
+        f"model.path={tiny_model}",
+        "suite=demo_json",
+        "suite.limit=2",
+        f"paths.root={tmp_path}",
+    ]
     for name, quantizer in (("plain", "none"), ("int8", "int8")):
         done = run("evals", *common, f"quant={quantizer}", f"out={tmp_path / name}")
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == str(tmp_path / name / "results.json")
-    done = run("evals.compare", str(tmp_path / "plain"), str(tmp_path / "int8"), "--json", str(tmp_path / "d.json"))
+    done = run(
+        "evals.compare",
+        str(tmp_path / "plain"),
+        str(tmp_path / "int8"),
+        "--json",
+        str(tmp_path / "d.json"),
+    )
     assert done.returncode == 0, done.stderr
-    assert {delta["metric"] for delta in json.loads((tmp_path / "d.json").read_text())["deltas"]} == {
+    assert {
+        delta["metric"] for delta in json.loads((tmp_path / "d.json").read_text())["deltas"]
+    } == {
         "json_exact",
         "json_valid",
     }

@@ -30,7 +30,13 @@ def test_paired_by_hand() -> None:
 
 def test_equal_sides_are_zero() -> None:
     found = paired([0.1, 0.7, 0.3], [0.1, 0.7, 0.3])
-    assert (found.difference, found.stderr, found.ci_low, found.ci_high, found.flips) == (0, 0, 0, 0, 0)
+    assert (found.difference, found.stderr, found.ci_low, found.ci_high, found.flips) == (
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
     assert found.p == 1.0
 
 

@@ -24,7 +24,10 @@ def slow_build(folder: Path, log: Path) -> None:
 
 def test_racing_builders_build_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=slow_build, args=(tmp_path / "out", tmp_path / "log")) for _ in range(4)]
+    workers = [
+        context.Process(target=slow_build, args=(tmp_path / "out", tmp_path / "log"))
+        for _ in range(4)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
