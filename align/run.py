@@ -92,7 +92,7 @@ class _Run:
             / config.name
             / f"{_slug(self.label) or 'run'}-seed{config.seed}-{self.key[:8]}"
         )
-        self.tracker = Tracker(config.track, group=config.name, config=plain | {"arm": self.label})
+        self.tracker = Tracker(config.track, config.name, self.root, plain | {"arm": self.label})
 
     def train(self, job: Job) -> dict[str, Any]:
         """The record of a stage, built unless it is there."""
@@ -125,7 +125,7 @@ class _Run:
 
             self._start(job, partial, mirror)
             manifest: dict[str, Any] = read_json(partial / MANIFEST)
-            live.summary.update(redact(manifest["metrics"] | {"key": job.key}))
+            live.summarise(manifest["metrics"] | {"key": job.key})
         return manifest
 
     def _start(self, job: Job, partial: Path, watch: Callable[[], None] = lambda: None) -> None:
@@ -149,7 +149,8 @@ class _Run:
         while not is_complete(job.out):
             if time.monotonic() > patience:
                 raise UserError(
-                    f"{job.stage}: machine 0 published no {job.out}; paths.root must be on a file system that all machines share"
+                    f"{job.stage}: machine 0 published no {job.out}; "
+                    "paths.root must be on a file system that all machines share"
                 )
             time.sleep(1)
 

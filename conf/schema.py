@@ -10,6 +10,9 @@ from typing import Any
 
 from omegaconf import MISSING, SI
 
+# An interpolation is a string until OmegaConf resolves it.
+_THE_EXPERIMENTS_PEFT: Any = SI("${peft}")
+
 
 class Dtype(Enum):
     """Number format of the weights."""
@@ -56,17 +59,15 @@ class Model:
 class Data:
     """A set of feedback rows: demonstrations or preferences."""
 
-    source: str = (
-        MISSING  # hub id, file, directory or glob (JSONL, JSON, Parquet, CSV; .gz), or `demo:NAME`
-    )
+    # hub id, file, directory or glob (JSONL, JSON, Parquet, CSV; .gz), or `demo:NAME`
+    source: str = MISSING
     name: str | None = None  # configuration of a hub dataset
     split: str = "train"  # split of a hub dataset
     revision: str | None = None  # hub branch, tag or commit
     format: str = "auto"  # a name in reward.records.NORMALISERS, or auto
     limit: int | None = None  # first N rows
-    max_bad_fraction: float = (
-        0.0  # share of unusable rows that may be dropped (and are counted) before the run stops
-    )
+    # share of unusable rows that may be dropped (and are counted) before the run stops
+    max_bad_fraction: float = 0.0
 
 
 @dataclass
@@ -74,9 +75,8 @@ class Peft:
     """Parameter-efficient fine-tuning; `method: none` trains every weight."""
 
     method: str = "none"  # a name in align.stages.common.PEFT_CONFIGS, or none
-    args: dict[str, Any] = field(
-        default_factory=dict
-    )  # arguments of PEFT's own config class, by its names
+    # arguments of PEFT's own config class, by its names
+    args: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,10 +98,9 @@ class Stage:
     data: Data = field(default_factory=Data)
     eval_data: Data | None = None  # held-out rows for the trainer's own evaluation loss
     args: dict[str, Any] = field(default_factory=dict)
-    peft: Peft = SI("${peft}")
-    start: str | None = (
-        None  # `base`, or an earlier stage; default: the newest policy before this stage
-    )
+    peft: Peft = _THE_EXPERIMENTS_PEFT
+    # `base`, or an earlier stage; default: the newest policy before this stage
+    start: str | None = None
 
 
 @dataclass
@@ -113,9 +112,8 @@ class Suite:
     tasks: list[str] = field(default_factory=list)
     source: TaskSource = TaskSource.hub
     include_path: str | None = None  # folder with further lm-eval task files (task files are code)
-    limit: int | None = (
-        None  # documents a task; sampled with `sample_seed`, the same for every model
-    )
+    # documents a task; sampled with `sample_seed`, the same for every model
+    limit: int | None = None
     sample_seed: int = 0
     num_fewshot: int | None = None  # None: the task's own
     apply_chat_template: bool = False
@@ -129,15 +127,12 @@ class Evaluation:
     """What is measured after training, always on the base too."""
 
     suites: dict[str, Suite] = field(default_factory=dict)
-    quantizers: list[str] = field(
-        default_factory=list
-    )  # names in evals.quantize.QUANTIZERS, on the last policy
-    margin: float = (
-        0.03  # non-inferiority margin: the loss on a retention task that still counts as retained
-    )
-    objective: str | None = (
-        None  # SUITE/TASK/METRIC of the last policy, returned to a sweeper; default: mean gain
-    )
+    # names in evals.quantize.QUANTIZERS, on the last policy
+    quantizers: list[str] = field(default_factory=list)
+    # non-inferiority margin: the loss on a retention task that still counts as retained
+    margin: float = 0.03
+    # SUITE/TASK/METRIC of the last policy, returned to a sweeper; default: mean gain
+    objective: str | None = None
 
 
 @dataclass

@@ -26,7 +26,7 @@ def main(config: Evals, overrides: list[str]) -> float | None:
     if config.track.wandb:
         from evals.track import Tracker
 
-        Tracker(config.track, group="evals").evaluation(
+        Tracker(config.track, "evals", root).evaluation(
             f"{config.suite.name}-{config.quant}", result
         )
     if result.skipped:

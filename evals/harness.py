@@ -90,7 +90,14 @@ def _configure(task: Any, suite: Suite) -> None:
         task.set_config(key="num_fewshot", value=0)
     if suite.gen_kwargs and task.get_config("output_type") == "generate_until":
         task.set_config(key="generation_kwargs", value=dict(suite.gen_kwargs), update=True)
-    task.set_fewshot_seed(seed=suite.sample_seed)
+    _keep_documents(task)
+
+
+def _keep_documents(task: Any) -> None:
+    """Prepare a task's documents once; lm-eval maps the whole split anew at each access."""
+    documents = task.eval_docs
+    name = "test_docs" if task.has_test_docs() else "validation_docs"
+    setattr(task, name, lambda: documents)
 
 
 def _sampled(tasks: dict[str, Any], suite: Suite) -> tuple[dict[str, Any], dict[str, list[int]]]:

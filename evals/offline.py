@@ -78,17 +78,17 @@ def _documents(folder: str, **_: Any) -> Any:
     """The splits of one folder as lm-eval's dataset (it also passes the task's metadata, not needed here)."""
     import datasets
 
-    loaded = datasets.DatasetDict(
-        {
-            split.name: datasets.concatenate_datasets(
-                [datasets.Dataset.from_file(str(file)) for file in sorted(split.glob("*.arrow"))]
-            )
-            for split in sorted((root() / folder).iterdir())
-            if split.is_dir()
-        }
-    )
-    if (
-        folder == FOLDERS["boolq"]
-    ):  # SuperGLUE's name for the answer, which the published task reads
-        loaded = loaded.map(lambda row: {"label": int(row["answer"])}, load_from_cache_file=False)
+    splits = sorted(path for path in (root() / folder).iterdir() if path.is_dir())
+    loaded = datasets.DatasetDict({split.name: _split(split) for split in splits})
+    if folder == FOLDERS["boolq"]:  # under SuperGLUE's name, which the published task reads
+        loaded = loaded.map(lambda row: {"label": int(row["answer"])})
     return loaded
+
+
+def _split(folder: Path) -> Any:
+    import datasets
+
+    # In memory, or `map` would write its cache beside the file, into the package.
+    files = sorted(folder.glob("data-*.arrow"))
+    parts = [datasets.Dataset.from_file(str(file), in_memory=True) for file in files]
+    return datasets.concatenate_datasets(parts)

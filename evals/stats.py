@@ -84,7 +84,7 @@ def permutation(delta: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Holm 1979) within one family, in the given order. NaN stays NaN and is not counted."""
+    """Holm's step-down adjustment (Holm 1979) within one family, in the given order; NaN is left out."""
     adjusted = [math.nan] * len(p_values)
     order = sorted(
         (i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i]

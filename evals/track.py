@@ -4,7 +4,8 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from conf.schema import Track
@@ -37,52 +38,42 @@ def _environment_secrets() -> set[str]:
 class Tracker:
     """One W&B group for an experiment, one run for each stage and each evaluation.
 
-    Respects `WANDB_MODE`. Without it and without a login, runs are kept offline. Every failure is said once on stderr
-    and then ignored.
+    Respects `WANDB_MODE`; without it and without a login, runs are kept offline in `folder`/wandb.
+    A failure of W&B is said once on stderr and then ignored.
     """
 
-    def __init__(self, track: Track, group: str, config: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, track: Track, group: str, folder: Path, config: dict[str, Any] | None = None
+    ) -> None:
         self._track = track
         self._group = group
+        self._folder = folder
         self._config = redact(config or {})
         self._is_off = not track.wandb or os.environ.get("WANDB_MODE") == "disabled"
 
+    @contextlib.contextmanager
+    def run(self, name: str, job_type: str) -> Iterator["Live"]:
+        """A run to log to. What the caller raises passes through; what W&B raises does not."""
+        live = Live(None if self._is_off else self._start(name, job_type), self._give_up)
+        try:
+            yield live
+        finally:
+            live.finish()
+
     def evaluation(self, name: str, result: EvalResult) -> None:
         """An evaluation's scores with their errors."""
-        with self.run(name, "eval") as run:
-            for score in result.scores:
-                prefix = f"{result.suite}/{score.task}/{score.metric}"
-                run.summary.update(
-                    {prefix: score.value, f"{prefix}_stderr": score.stderr, f"{prefix}_n": score.n}
-                )
-            if result.skipped:
-                run.summary.update({"skipped": result.skipped})
+        found: dict[str, Any] = {"skipped": result.skipped} if result.skipped else {}
+        for score in result.scores:
+            prefix = f"{result.suite}/{score.task}/{score.metric}"
+            found |= {prefix: score.value, f"{prefix}_stderr": score.stderr, f"{prefix}_n": score.n}
+        with self.run(name, "eval") as live:
+            live.summarise(found)
 
     def leaderboard(self, rows: list[dict[str, Any]]) -> None:
         """The leaderboard as a table."""
-        if not rows:
-            return
-        with self.run("leaderboard", "report") as run:
-            import wandb
-
-            columns = list(rows[0])
-            data = [[_cell(row.get(column)) for column in columns] for row in rows]
-            run.log({"leaderboard": wandb.Table(columns=columns, data=data)})
-
-    @contextlib.contextmanager
-    def run(self, name: str, job_type: str) -> Iterator[Any]:
-        """A W&B run with `log` and `summary`, or something that takes both and does nothing."""
-        if self._is_off:
-            yield _Nothing()
-            return
-        run = self._start(name, job_type)
-        try:
-            yield run
-        except Exception as error:
-            self._give_up(error)
-        finally:
-            with contextlib.suppress(Exception):
-                run.finish()
+        if rows:
+            with self.run("leaderboard", "report") as live:
+                live.table("leaderboard", rows)
 
     def _start(self, name: str, job_type: str) -> Any:
         try:
@@ -97,16 +88,59 @@ class Tracker:
                 job_type=job_type,
                 config=self._config,
                 mode=mode,
-                dir=os.environ.get("WANDB_DIR"),
+                dir=os.environ.get("WANDB_DIR", str(self._folder)),
                 settings=wandb.Settings(silent=True, init_timeout=30, x_disable_stats=True),
             )
-        except Exception as error:
+        except Exception as error:  # anything: tracking must not stop a run
             self._give_up(error)
-            return _Nothing()
+            return None
 
     def _give_up(self, error: Exception) -> None:
-        print(f"W&B is off for this run ({error}); the local records are complete", file=sys.stderr)
+        if not self._is_off:
+            said = f"W&B is off for this run ({error}); the local records are complete"
+            print(said, file=sys.stderr)
         self._is_off = True
+
+
+class Live:
+    """A W&B run that cannot fail; without one, it takes everything and does nothing."""
+
+    def __init__(self, run: Any, give_up: Callable[[Exception], None]) -> None:
+        self._run = run
+        self._give_up = give_up
+
+    def log(self, row: dict[str, Any], step: int | None = None) -> None:
+        """Values at a step."""
+        self._safely(lambda run: run.log(row, step=step))
+
+    def summarise(self, values: dict[str, Any]) -> None:
+        """Final values, without secrets."""
+        self._safely(lambda run: run.summary.update(redact(values)))
+
+    def table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Rows with equal keys as a table."""
+
+        def put(run: Any) -> None:
+            import wandb
+
+            columns = list(rows[0])
+            data = [[_cell(row.get(column)) for column in columns] for row in rows]
+            run.log({name: wandb.Table(columns=columns, data=data)})
+
+        self._safely(put)
+
+    def finish(self) -> None:
+        """Close the run."""
+        self._safely(lambda run: run.finish())
+
+    def _safely(self, act: Callable[[Any], Any]) -> None:
+        if self._run is None:
+            return
+        try:
+            act(self._run)
+        except Exception as error:  # anything: tracking must not stop a run
+            self._run = None
+            self._give_up(error)
 
 
 def _has_login() -> bool:
@@ -121,16 +155,3 @@ def _has_login() -> bool:
 
 def _cell(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-class _Nothing:
-    """Takes what a W&B run takes and does nothing."""
-
-    def __init__(self) -> None:
-        self.summary: dict[str, Any] = {}
-
-    def log(self, *_: Any, **__: Any) -> None:
-        """Ignore."""
-
-    def finish(self) -> None:
-        """Ignore."""

@@ -200,7 +200,11 @@ def held_out(count: int) -> list[Row]:
 
 
 def score(answer: str, reference: str) -> dict[str, float]:
-    """Judge an answer: `json_valid` (one object with the right keys and types), `json_exact` (and right values, in order)."""
+    """Judge an answer.
+
+    `json_valid`: it is one JSON object with the right keys and types, and nothing else.
+    `json_exact`: its values and their order are right too.
+    """
     expected = json.loads(reference)
     try:
         got = json.loads(answer)

@@ -1,4 +1,4 @@
-"""Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290) and its loss variants, with TRL's DPOTrainer."""
+"""Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290), with TRL's DPOTrainer."""
 
 from align.artifact import Job
 from align.stages.common import run_stage
