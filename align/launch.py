@@ -104,6 +104,8 @@ def run(
             _end(process)
             raise
         reader.join(timeout=_GRACE_SECONDS)
+        assert process.stdout is not None
+        process.stdout.close()
         watch()
     if process.returncode:
         raise UserError(_failure(label, process.returncode, list(tail), log))

@@ -85,7 +85,7 @@ class _Run:
         plain["launch"] = {"processes": config.launch.nnodes * config.launch.nproc_per_node}
         self.key = content_key(plain)
         self.label = ", ".join(o.lstrip("+") for o in overrides if not _NOT_AN_ARM.match(o))
-        self.arm = _arm(plain, self.label)
+        self.arm = _arm(plain)
         self.folder = (
             self.root
             / "runs"
@@ -247,12 +247,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _arm(config: dict[str, Any], label: str) -> str:
-    """Names the arm: the config without any stage's seed, and the overrides that made it."""
+def _arm(config: dict[str, Any]) -> str:
+    """Names the arm: the config without any training seed."""
     stages = {
         name: config[name] | {"args": _without(config[name]["args"], "seed")} for name in STAGES
     }
-    return content_key([_without(config | stages, "seed"), label])[:8]
+    return content_key(_without(config | stages, "seed"))[:8]
 
 
 def _without(mapping: dict[str, Any], key: str) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def _delegate_problems(config: Any) -> Iterator[str]:
 def _config_message(error: BaseException, schema: type[Any] | None) -> str | None:
     """One message for an error of Hydra or OmegaConf; None when it is something else."""
     from hydra.errors import HydraException, MissingConfigException
-    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
@@ -183,7 +183,7 @@ def _config_message(error: BaseException, schema: type[Any] | None) -> str | Non
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
     text = _first_line(error)
-    if isinstance(cause, ConfigKeyError) and schema is not None:
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and schema is not None:
         wrong = str(getattr(cause, "full_key", "") or getattr(cause, "key", ""))
         full = re.search(r"Could not override '([^']+)'", str(error))
         key = full.group(1) if full else wrong

@@ -202,8 +202,8 @@ def boards(runs: Sequence[Run], margin: float | None = None) -> list[Board]:
     for (experiment, _, test), group in _grouped(
         runs, lambda r: (r.experiment, r.arm, r.test())
     ).items():
-        siblings = {run.arm for run in runs if run.experiment == experiment}
-        by_test.setdefault(test, []).append(_arm(group, len(siblings) > 1, margin))
+        siblings = [run for run in runs if run.experiment == experiment]
+        by_test.setdefault(test, []).append(_arm(group, _distinction(group[0], siblings), margin))
     ordered = sorted(by_test.items(), key=lambda item: (-len(item[1]), item[0]))
     names = [_test_name(arms) for _, arms in ordered]
     return [
@@ -226,7 +226,18 @@ def _grouped(
     return groups
 
 
-def _arm(runs: Sequence[Run], has_siblings: bool, margin: float | None) -> Arm:
+def _distinction(run: Run, siblings: Sequence[Run]) -> str:
+    """What tells a run's arm from the others of its experiment: its label without what all share."""
+    oldest_first = sorted(siblings, key=lambda sibling: sibling.started)
+    labels = {sibling.arm: sibling.label.split(", ") for sibling in oldest_first}
+    if len(labels) == 1:
+        return ""
+    shared = set.intersection(*map(set, labels.values()))
+    own = [part for part in labels[run.arm] if part and part not in shared]
+    return ", ".join(own) or f"as configured ({run.arm})"
+
+
+def _arm(runs: Sequence[Run], distinction: str, margin: float | None) -> Arm:
     newest: dict[int, Run] = {}
     for run in sorted(runs, key=lambda run: run.started):
         newest[run.seed] = run
@@ -238,9 +249,8 @@ def _arm(runs: Sequence[Run], has_siblings: bool, margin: float | None) -> Arm:
         v.quantizer for run in kept for v, _ in run.results if v.quantizer != UNQUANTIZED
     )
     final = later[-1] if later else base
-    label = first.label or (first.arm if has_siblings else "")
     return Arm(
-        name=f"{first.experiment} · {label}" if label else first.experiment,
+        name=f"{first.experiment} · {distinction}" if distinction else first.experiment,
         runs=kept,
         margin=limit,
         superseded=len(runs) - len(kept),

@@ -14,6 +14,7 @@ from evals.results import EvalResult
 _SECRET_KEY = re.compile(r"(api[_-]?key|token|secret|password|credential)", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{16,}|[0-9a-f]{40})\b")
 REDACTED = "(redacted)"
+_PUBLIC_KEYS = {"commit"}  # 40 hexadecimal digits, as a W&B key has
 
 
 def redact(value: Any, key: str = "") -> Any:
@@ -22,7 +23,7 @@ def redact(value: Any, key: str = "") -> Any:
         return {name: redact(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [redact(item, key) for item in value]
-    if isinstance(value, str) and value:
+    if isinstance(value, str) and value and key not in _PUBLIC_KEYS:
         if _SECRET_KEY.search(key) or value in _environment_secrets():
             return REDACTED
         return _SECRET_VALUE.sub(REDACTED, value)

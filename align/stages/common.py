@@ -177,6 +177,7 @@ def save(trainer: Any, job: Job, task_type: str) -> None:
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         if job.peft.method != "none":
+            _forget_zero3()
             merge_adapter(
                 Model(**vars(job.model) | {"adapter": str(job.out / ADAPTER)}),
                 job.out,
@@ -187,3 +188,13 @@ def save(trainer: Any, job: Job, task_type: str) -> None:
         for leftover in job.out.rglob("training_args.bin"):  # a pickle that nothing reads
             leftover.unlink()
     trainer.accelerator.wait_for_everyone()
+
+
+def _forget_zero3() -> None:
+    """Let `from_pretrained` load whole weights again.
+
+    Under ZeRO-3 it would split them among all ranks, and wait for ranks that do not take part.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()

@@ -331,6 +331,8 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     hostile = "</pre><script>alert(1)</script>\ud800"
     write_task(run, BASE, [(hostile, 1.0)] * 8)
     write_run(run, TASK, label="<img onerror=x>|$a$", title="<b>")
+    write_task(run / "other", BASE, [("{}", 1.0)] * 8)
+    write_run(run / "other", TASK, label="plain", arm="other")
     text = page(run, tmp_path / "site")
     assert "&lt;script&gt;alert(1)" in text
     for word in ("<script", "<img", "<b>&lt;b&gt;"):
