@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from conf.entry import UserError
 from conf.schema import Launch, LaunchKind
@@ -112,14 +113,20 @@ def run(
 
 
 def _read(
-    process: "subprocess.Popen[bytes]", file: object, tail: deque[str], show: Callable[[str], None]
+    process: "subprocess.Popen[bytes]",
+    file: BinaryIO,
+    tail: deque[str],
+    show: Callable[[str], None],
 ) -> None:
     """Copy output to the log; show tqdm bars, remember the other lines."""
     assert process.stdout is not None
     rest = b""
     while chunk := os.read(process.stdout.fileno(), 1 << 16):
-        file.write(chunk)  # type: ignore[attr-defined]
-        file.flush()  # type: ignore[attr-defined]
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk must not stop the reading, or the worker hangs
+            file.write(chunk)
+            file.flush()
         *lines, rest = re.split(rb"[\r\n]+", rest + chunk)
         for line in lines:
             text = line.decode("utf-8", "replace").strip()

@@ -129,18 +129,16 @@ class _Run:
         return manifest
 
     def _start(self, job: Job, partial: Path, watch: Callable[[], None] = lambda: None) -> None:
-        spec = self.folder / "logs" / f"{job.stage}.job.json"
+        settings = self.config.launch
+        name = job.stage if settings.node_rank == 0 else f"{job.stage}-node{settings.node_rank}"
+        spec = self.folder / "logs" / f"{name}.job.json"
+        log = spec.parent / f"{name}.log"
         spec.parent.mkdir(parents=True, exist_ok=True)
         write_json(spec, job.to_json(partial))
-        settings = self.config.launch
         argv = launch.command("align.worker", [str(spec)], settings)
-        launch.run(
-            argv, job.stage, spec.parent / f"{job.stage}.log", settings.nproc_per_node, watch
-        )
+        launch.run(argv, job.stage, log, settings.nproc_per_node, watch)
         if settings.node_rank == 0 and not (partial / MANIFEST).is_file():
-            raise UserError(
-                f"{job.stage} ended without a result; see {spec.parent / f'{job.stage}.log'}"
-            )
+            raise UserError(f"{job.stage} ended without a result; see {log}")
 
     def _join(self, job: Job) -> None:
         """On a further machine: take part in the training that machine 0 publishes on the shared file system."""

@@ -70,7 +70,11 @@ def entry(
 
 def _arguments(given: list[str]) -> list[str]:
     """The command line as Hydra's parser takes it: flags first, passed-through keys with `++`."""
-    overrides = [argument for argument in given if "=" in argument and not argument.startswith("-")]
+    overrides = [
+        argument
+        for argument in given
+        if argument.startswith(("+", "~")) or ("=" in argument and not argument.startswith("-"))
+    ]
     flags = [argument for argument in given if argument not in overrides]
     return flags + [_PASSTHROUGH.sub("++", override) for override in overrides]
 
@@ -177,6 +181,8 @@ def _config_message(error: BaseException, schema: type[Any] | None) -> str | Non
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+    if isinstance(error, ValueError) and "--multirun, --cfg" in str(error):
+        return _first_line(error)
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error

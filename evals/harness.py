@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,24 +137,24 @@ def settings(
 
 
 def _task_settings(group: Group) -> dict[str, Any]:
-    configs = {}
-    for name, task in group.tasks.items():
-        config = task.dump_config()
-        for key in (
-            "custom_dataset",
-            "dataset_kwargs",
-            "metadata",
-        ):  # hold addresses and local paths
-            config.pop(key, None)
-        configs[name] = config
     first = next(iter(group.tasks.values()))
     return {
         "version": first.VERSION,
         "num_fewshot": first.get_config("num_fewshot"),
-        "config": content_key(configs),
+        "config": content_key({name: config_of(task) for name, task in group.tasks.items()}),
         "documents": content_key(group.documents),
         "n": group.size,
     }
+
+
+def config_of(task: Any) -> dict[str, Any]:
+    """A task's own definition, equal in every process and at every place."""
+    config = task.dump_config()
+    for key in ("custom_dataset", "dataset_kwargs", "metadata"):  # hold local paths
+        config.pop(key, None)
+    text = json.dumps(config, sort_keys=True, default=str)
+    # lm-eval writes a function whose source it cannot find with its address.
+    return dict(json.loads(re.sub(r" at 0x[0-9a-f]+", "", text)))
 
 
 def score(

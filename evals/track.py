@@ -80,7 +80,7 @@ class Tracker:
         try:
             import wandb
 
-            mode = os.environ.get("WANDB_MODE") or ("online" if _has_login() else "offline")
+            mode: Any = os.environ.get("WANDB_MODE") or ("online" if _has_login() else "offline")
             return wandb.init(
                 project=self._track.project,
                 entity=self._track.entity,

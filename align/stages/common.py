@@ -139,7 +139,7 @@ def ledger(path: Path) -> Any:
     """A trainer callback that appends every log entry to a JSONL file, on the first process."""
     from transformers import TrainerCallback
 
-    class Ledger(TrainerCallback):
+    class Ledger(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
         def on_log(
             self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
         ) -> None:

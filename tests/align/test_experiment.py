@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,18 @@ from evals.store import is_complete
 ROOT = Path(__file__).parents[2]
 
 
+NO_EVALUATION = (
+    "~evaluation.suites.json",
+    "~evaluation.suites.forgetting",
+    "evaluation.quantizers=[]",
+)
+_SMALL_SUITES = (
+    "evaluation.suites.json.limit=4",
+    "evaluation.suites.forgetting.tasks=[piqa]",
+    "evaluation.suites.forgetting.limit=4",
+)
+
+
 def arguments(model: Path, root: Path, *more: str) -> list[str]:
     return [
         *(sys.executable, "-m", "align", "+experiment=demo"),
@@ -25,9 +38,7 @@ def arguments(model: Path, root: Path, *more: str) -> list[str]:
         "sft.args.max_length=512",
         "dpo.args.max_length=512",
         "evaluation.quantizers=[int8]",
-        "evaluation.suites.json.limit=4",
-        "evaluation.suites.forgetting.tasks=[piqa]",
-        "evaluation.suites.forgetting.limit=4",
+        *(() if NO_EVALUATION[0] in more else _SMALL_SUITES),
         *more,
     ]
 
@@ -144,9 +155,7 @@ def test_kill_9_leaves_no_worker_and_the_next_run_continues(
             break
         time.sleep(0.1)
     assert not _processes_naming(str(tmp_path)), "a worker outlived its parent"
-    done = run(
-        tiny_model, tmp_path, "stages=[sft]", "evaluation.suites={}", "evaluation.quantizers=[]"
-    )
+    done = run(tiny_model, tmp_path, "stages=[sft]", *NO_EVALUATION)
     assert done.returncode == 0, done.stderr
 
 
@@ -160,3 +169,37 @@ def _processes_naming(text: str) -> list[str]:
         if text in command and "align.worker" in command:
             found.append(command)
     return found
+
+
+def test_two_machines_train_one_artifact(tiny_model: Path, tmp_path: Path) -> None:
+    """The same command on two machines, here two process groups on one, over a shared folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = [
+        subprocess.Popen(
+            arguments(
+                tiny_model,
+                tmp_path,
+                "stages=[sft]",
+                *NO_EVALUATION,
+                "launch=torchrun",
+                "launch.nnodes=2",
+                f"launch.node_rank={rank}",
+                f"launch.rdzv_endpoint=127.0.0.1:{port}",
+                "sft.args.per_device_train_batch_size=4",
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for rank in (0, 1)
+    ]
+    for machine in machines:
+        _, stderr = machine.communicate(timeout=240)
+        assert machine.returncode == 0, stderr
+    (artifact,) = (path for path in (tmp_path / "artifacts").iterdir() if path.is_dir())
+    assert is_complete(artifact)
+    steps = [json.loads(line) for line in (artifact / "metrics.jsonl").read_text().splitlines()]
+    assert sum("loss" in row for row in steps) == 2  # 16 rows in steps of 2 × 4
