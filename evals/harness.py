@@ -1,5 +1,6 @@
 """The only door to lm-eval: load a suite's tasks, score a model on them, give records."""
 
+import functools
 import json
 import random
 import re
@@ -45,11 +46,9 @@ def load_groups(suite: Suite) -> list[Group]:
     Raises:
         UserError: when a task does not exist or its documents cannot be had.
     """
-    from lm_eval.tasks import TaskManager
-
     include = [str(TASKS_DIR)] + ([suite.include_path] if suite.include_path else [])
     own = {path.stem for folder in include for path in Path(folder).rglob("*.yaml")}
-    manager = TaskManager(include_path=include, include_defaults=not own.issuperset(suite.tasks))
+    manager = _manager(tuple(include), not own.issuperset(suite.tasks))
     groups = []
     for name in suite.tasks:
         tasks = _load(manager, name, suite)
@@ -57,6 +56,14 @@ def load_groups(suite: Suite) -> list[Group]:
             _configure(task, suite)
         groups.append(Group(name, *_sampled(tasks, suite)))
     return groups
+
+
+@functools.cache
+def _manager(include: tuple[str, ...], has_published: bool) -> Any:
+    """lm-eval's index of tasks. That of the published ones takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=list(include), include_defaults=has_published)
 
 
 def _load(manager: Any, name: str, suite: Suite) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def test_offline_documents_fit_the_published_task(task: str) -> None:
     assert "0x" not in str(harness.config_of(loaded))  # addresses differ between processes
     for number in group.documents[task]:
         document = loaded.eval_docs[number]
-        assert loaded.doc_to_text(document)
+        assert loaded.doc_to_text(document) is not None
         assert loaded.doc_to_target(document) is not None
 
 
