@@ -238,7 +238,7 @@ def _check_disk(config: Align, plan: Plan) -> None:
     needed = 2 * weights * len(missing)
     if needed > free:
         raise UserError(
-            f"{len(missing)} stages need about {needed / 1e9:.1f} GB under {root}, but {free / 1e9:.1f} GB are free; "
+            f"{len(missing)} stages need about {needed / 1e6:,.0f} MB under {root}, but {free / 1e6:,.0f} MB are free; "
             "free some space or set paths.root to another disk"
         )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.passthrough import DELEGATES, did_you_mean, problems
+from conf.schema import Stage
 
 CONF_DIR = Path(__file__).parent
 
@@ -168,12 +169,18 @@ def _unused(composed: Any) -> set[str]:
 
 
 def _delegate_problems(config: Any) -> Iterator[str]:
+    kinds = [field.name for field in dataclasses.fields(config) if field.type is Stage]
     for stage in getattr(config, "stages", []):
-        part = getattr(config, stage, None)
-        if stage in DELEGATES and part is not None:
-            yield from problems(stage, part.args, f"{stage}.args")
-            if part.peft.method in DELEGATES:
-                yield from problems(part.peft.method, part.peft.args, "peft.args")
+        if stage not in kinds:
+            hint = did_you_mean(stage, kinds)
+            yield f"stages: there is no stage {stage!r}.{hint} There are: {', '.join(kinds)}"
+            continue
+        part = getattr(config, stage)
+        yield from problems(stage, part.args, f"{stage}.args")
+        if part.peft.method in DELEGATES:
+            yield from problems(part.peft.method, part.peft.args, "peft.args")
+        elif part.peft.method != "none":
+            yield f"peft.method: there is no method {part.peft.method!r}. There are: none, lora"
 
 
 def _config_message(error: BaseException, schema: type[Any] | None) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from conf.entry import UserError
 from conf.schema import Model
-from evals.gguf import convert, converted_folder, is_gguf
+from evals.gguf import convert, converted_folder, gguf_file, is_gguf
 from evals.quantize import QuantizerUnavailable, find, loading_options
 from evals.store import fingerprint
 
@@ -31,7 +31,7 @@ def check(model: Model) -> None:
         UserError: naming the file that is missing.
     """
     if is_gguf(model.path):
-        converted_folder(model.path, Path())
+        gguf_file(model.path)
     elif is_local(model.path):
         _check_folder(Path(model.path).expanduser())
     if model.chat_template and not Path(model.chat_template).is_file():

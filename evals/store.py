@@ -5,6 +5,7 @@ manifest means done, a killed builder leaves nothing that counts, and builders t
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -117,6 +118,7 @@ def _file_hash(path: Path, cache: Path | None) -> str:
     return value
 
 
+@functools.cache  # the code that runs is the code that was there at the start
 def source_key(*paths: Path) -> str:
     """Hash of source files: the given ones, and all `.py` and `.yaml` below given folders."""
     files = [

@@ -229,4 +229,4 @@ def test_full_disk_is_refused_before_training(
 
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    assert "GB are free" in refusal(config)
+    assert "MB are free" in refusal(config)
