@@ -30,6 +30,7 @@ class Job:
     parents: dict[str, str]
     out: Path
     cache: Path
+    fingerprint: str = ""  # of the rows that the key was made of; the worker refuses others
 
     def to_json(self, out: Path) -> dict[str, Any]:
         """The job as JSON, writing to `out`."""

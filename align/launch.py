@@ -95,7 +95,10 @@ def run(
             preexec_fn=die_with_parent,
         )
         tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        reader = threading.Thread(target=_read, args=(process, file, tail, show), daemon=True)
+        told: list[
+            str
+        ] = []  # what the worker says of a user's mistake; torchrun writes much after it
+        reader = threading.Thread(target=_read, args=(process, file, tail, told, show), daemon=True)
         reader.start()
         try:
             while process.poll() is None:
@@ -109,13 +112,14 @@ def run(
         process.stdout.close()
         watch()
     if process.returncode:
-        raise UserError(_failure(label, process.returncode, list(tail), log))
+        raise UserError(_failure(label, process.returncode, list(tail), told, log))
 
 
 def _read(
     process: "subprocess.Popen[bytes]",
     file: BinaryIO,
     tail: deque[str],
+    told: list[str],
     show: Callable[[str], None],
 ) -> None:
     """Copy output to the log; show tqdm bars, remember the other lines."""
@@ -134,13 +138,16 @@ def _read(
                 show(text)
             elif text:
                 tail.append(text)
+                if text.startswith("error: "):
+                    told.append(text.removeprefix("error: "))
+    if text := rest.decode("utf-8", "replace").strip():
+        tail.append(text)
 
 
-def _failure(label: str, code: int, tail: list[str], log: Path) -> str:
+def _failure(label: str, code: int, tail: list[str], told: list[str], log: Path) -> str:
     """One message: the worker's own `error:` line if it gave one, else its last lines."""
-    own = [line.removeprefix("error: ") for line in tail if line.startswith("error: ")]
-    if own:
-        return f"{label}: {own[-1]} (log: {log})"
+    if told:
+        return f"{label}: {told[-1]} (log: {log})"
     if any("No space left on device" in line for line in tail):
         return f"{label}: the disk is full: free some space or set paths.root to another disk (log: {log})"
     why = (

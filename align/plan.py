@@ -15,7 +15,7 @@ from evals.models import check, identity, is_local
 from evals.provenance import versions
 from evals.run import Request, check_request
 from evals.store import content_key, fingerprint, is_complete, source_key
-from reward.data import Loaded, load
+from reward.data import Loaded, load, to_trl
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ NOT_READ = frozenset(
 
 _HERE = Path(__file__).parent
 _REWARD = _HERE.parent / "reward"
+_EVALS = _HERE.parent / "evals"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def make_plan(config: Align) -> Plan:
     Raises:
         UserError: for unknown stages or starts, and for data that cannot be read.
     """
+    check(config.model)
     root = Path(config.paths.root)
     policies = {"base": config.model}
     keys = {"base": content_key(identity(config.model, root / "cache"))}
@@ -138,6 +140,7 @@ def _job(
                 _HERE / "stages" / f"{name}.py",
                 _HERE / "stages" / "common.py",
                 *(_REWARD / f"{module}.py" for module in ("data", "records", "sources", "turns")),
+                *(_EVALS / f"{module}.py" for module in ("gguf", "models")),
             ),
             "versions": versions(*libraries, *(["deepspeed"] if config.deepspeed else [])),
         }
@@ -154,6 +157,7 @@ def _job(
         parents=parents,
         out=root / "artifacts" / f"{name}-{key}",
         cache=root / "cache",
+        fingerprint=rows.fingerprint,
     )
 
 
@@ -176,11 +180,12 @@ def preflight(config: Align, plan: Plan) -> None:
     Raises:
         UserError: naming the file, value or machine limit that stands in the way.
     """
-    check(config.model)
     _check_template(config, plan)
+    _check_start(config)
+    _check_objective(config)
     _check_launch(config)
     for job in plan.jobs:
-        _check_batch(job, config, len(plan.data[job.stage].records))
+        _check_batch(job, config, len(to_trl(plan.data[job.stage].records)))
     for policy, request in plan.evaluations:
         check_request(request if policy == "base" else replace(request, model=config.model))
     _check_disk(config, plan)
@@ -200,6 +205,24 @@ def _check_template(config: Align, plan: Plan) -> None:
         raise UserError(
             f"the tokenizer in {folder} has no chat template; set model.chat_template to a Jinja file, "
             "such as the chat_template.jinja of the model's instruct version"
+        )
+
+
+def _check_objective(config: Align) -> None:
+    wanted = config.evaluation.objective
+    suites = config.evaluation.suites
+    if wanted and (wanted.count("/") != 2 or wanted.split("/")[0] not in suites):
+        raise UserError(
+            f"evaluation.objective={wanted!r} must be SUITE/TASK/METRIC with a suite of this "
+            f"experiment ({', '.join(suites) or 'it has none'})"
+        )
+
+
+def _check_start(config: Align) -> None:
+    if config.model.adapter and config.stages:
+        raise UserError(
+            "training cannot start from model.adapter; merge it first with "
+            "`PeftModel.merge_and_unload().save_pretrained(FOLDER)` and set model.path=FOLDER"
         )
 
 

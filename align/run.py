@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -48,7 +49,7 @@ def run(config: Align, overrides: list[str]) -> float | None:
     runs = Path(config.paths.root) / "runs" / config.name
     page = build_report(runs, Path(config.paths.root) / "report" / config.name)
     experiment.tracker.leaderboard(leaderboard_rows(runs))
-    print(_summary(results, config))
+    print(_summary(results, config, plan.final))
     print(page.resolve())
     return _objective(results, config, plan)
 
@@ -158,7 +159,7 @@ class _Run:
         if missing:
             spec = self.folder / "logs" / "evaluate.requests.json"
             spec.parent.mkdir(parents=True, exist_ok=True)
-            write_json(spec, [request_to_json(request) for request in missing])
+            write_json(spec, [request_to_json(request, self.root / "cache") for request in missing])
             argv = launch.command("evals.worker", [str(spec), str(self.root)])
             launch.run(argv, "evaluate", spec.parent / "evaluate.log")
         results = {}
@@ -197,7 +198,7 @@ class _Run:
             "arm": self.arm,
             "seed": config.seed,
             "overrides": self.overrides,
-            "command": "python -m align " + " ".join(self.overrides),
+            "command": "python -m align " + shlex.join(self.overrides),
             "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(
                 timespec="seconds"
             ),
@@ -261,19 +262,20 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.=_-]+", "-", text)[:80].strip("-")
 
 
-def _summary(results: dict[tuple[str, str, str], EvalResult], config: Align) -> str:
+def _summary(results: dict[tuple[str, str, str], EvalResult], config: Align, final: str) -> str:
     """Base against the last policy, main metrics only, as text."""
-    final = [policy for policy, quantizer, _ in results if quantizer == "none"][-1:]
+    if final == "base":
+        return ""
     lines = []
     for suite in config.evaluation.suites:
-        baseline, candidate = results[("base", "none", suite)], results[(final[0], "none", suite)]
-        if final[0] == "base":
-            continue
+        baseline, candidate = results["base", "none", suite], results[final, "none", suite]
         for delta in compare(baseline, candidate, config.evaluation.margin):
             if delta.is_main:
                 lines.append(
-                    f"{delta.task:20} {delta.metric:11} base {delta.baseline:.3f} → {final[0]} {delta.candidate:.3f}  "
-                    f"{delta.difference:+.3f} [{delta.ci_low:+.3f}, {delta.ci_high:+.3f}]  n={delta.n}  {delta.verdict}"
+                    f"{delta.task:20} {delta.metric:11} "
+                    f"base {delta.baseline:.3f} → {final} {delta.candidate:.3f}  "
+                    f"{delta.difference:+.3f} [{delta.ci_low:+.3f}, {delta.ci_high:+.3f}]  "
+                    f"n={delta.n}  {delta.verdict}"
                 )
     return "\n".join(lines)
 

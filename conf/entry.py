@@ -77,6 +77,8 @@ def _arguments(given: list[str]) -> list[str]:
         if argument.startswith(("+", "~")) or ("=" in argument and not argument.startswith("-"))
     ]
     flags = [argument for argument in given if argument not in overrides]
+    if "--info" in flags:  # its value is optional: what follows would be taken for it
+        flags[flags.index("--info")] = "--info=all" if flags[-1] == "--info" else "--info"
     return flags + [_PASSTHROUGH.sub("++", override) for override in overrides]
 
 
@@ -116,7 +118,7 @@ def typed(composed: Any, schema: type[Any]) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import InterpolationResolutionError
 
-    if "_target_" in OmegaConf.to_yaml(composed):
+    if "_target_" in _keys(OmegaConf.to_container(composed, resolve=False)):
         raise UserError(
             "a configuration may not contain _target_: it would let a config file run code"
         )
@@ -127,9 +129,11 @@ def typed(composed: Any, schema: type[Any]) -> Any:
         )
     missing = OmegaConf.missing_keys(composed) - _unused(composed)
     if missing:
-        raise UserError(
-            f"{_listed(missing)} must be set; a complete configuration is chosen with +experiment=NAME"
+        # An experiment is what sets the name.
+        advice = (
+            "; choose a complete configuration with +experiment=NAME" if "name" in missing else ""
         )
+        raise UserError(f"{_listed(missing)} must be set{advice}")
     for key in OmegaConf.missing_keys(composed):
         OmegaConf.update(composed, key, "", force_add=True)
     try:
@@ -140,6 +144,16 @@ def typed(composed: Any, schema: type[Any]) -> Any:
     if found:
         raise UserError("\n       ".join(found))
     return config
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """Every key of nested dictionaries and lists."""
+    if isinstance(value, dict):
+        yield from (str(key) for key in value)
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _keys(item)
 
 
 def _unknown_keys(node: Any, schema: type[Any], prefix: str = "") -> Iterator[str]:

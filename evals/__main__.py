@@ -11,13 +11,14 @@ from conf.schema import Evals
 def main(config: Evals, overrides: list[str]) -> float | None:
     """Evaluate, print a table, and leave `results.json` with one JSONL a task."""
     # Here, not above: --help and a config error must not wait for scipy.
+    from evals.models import quiet
     from evals.run import Request, check_request, evaluate
 
     del overrides
     root = Path(config.paths.root)
     request = Request(config.model, config.quant, config.suite)
     check_request(request)
-    _quiet()
+    quiet()
     result = next(evaluate([request], root))
     folder = request.folder(root)
     if config.out:
@@ -38,14 +39,6 @@ def main(config: Evals, overrides: list[str]) -> float | None:
         )
     print(folder / "results.json")
     return next((score.value for score in result.scores if score.is_main), None)
-
-
-def _quiet() -> None:
-    """Keep the libraries' warnings off the terminal: they concern options that the harness sets on purpose."""
-    import logging
-
-    for name in ("lm_eval", "bitsandbytes", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

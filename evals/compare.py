@@ -50,6 +50,7 @@ def main() -> None:
                 "settings_hash": baseline.settings_hash,
                 "deltas": [dataclasses.asdict(delta) for delta in deltas],
             }
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
             write_json(arguments.json, record)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.entry import UserError
-from evals.store import MANIFEST, build_once, fingerprint, is_complete, read_json
+from evals.store import build_once, fingerprint, is_complete
 
 PACKAGE_PREFIX = "package:"
 
@@ -70,11 +70,3 @@ def convert(path: str, cache: Path) -> Path:
         return {"key": folder.name.rsplit("-", 1)[1], "source": path, "file": file.name}
 
     return build_once(folder, build)
-
-
-def source_of(folder: Path) -> str | None:
-    """The GGUF path that a converted folder came from; None for any other folder."""
-    if not is_complete(folder):
-        return None
-    source = read_json(folder / MANIFEST).get("source")
-    return str(source) if source else None

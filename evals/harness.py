@@ -55,6 +55,9 @@ def load_groups(suite: Suite) -> list[Group]:
         for task in tasks.values():
             _configure(task, suite)
         groups.append(Group(name, *_sampled(tasks, suite)))
+    leaves = [leaf for group in groups for leaf in group.tasks]
+    if twice := sorted({leaf for leaf in leaves if leaves.count(leaf) > 1}):
+        raise UserError(f"suite.tasks names {', '.join(twice)} twice, once as part of a group")
     return groups
 
 
@@ -220,7 +223,7 @@ def _records(group: Group, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any
             "metrics": {
                 _label(metric, row["filter"]): float(row[metric])
                 for metric in row["metrics"]
-                if isinstance(row[metric], bool | int | float)
+                if _is_number(row[metric])
             },
         }
 
@@ -246,6 +249,8 @@ def _scores(group: Group, outcome: dict[str, Any], rows: list[dict[str, Any]]) -
     results = {name: outcome["results"][name] for name in group.tasks}
     first = next(iter(group.tasks))
     keys = [key for key in results[first] if "," in key and "_stderr," not in key]
+    if len(group.tasks) > 1:  # only what every document has as one number can be pooled
+        keys = [key for key in keys if all(_is_number(row.get(key.split(",")[0])) for row in rows)]
     labels = [_label(*key.split(",", 1)) for key in keys]
     main = next((label for label in _PREFERRED if label in labels), labels[0])
     for key, label in zip(keys, labels, strict=True):
@@ -268,6 +273,10 @@ def _scores(group: Group, outcome: dict[str, Any], rows: list[dict[str, Any]]) -
             higher_is_better=bool(outcome["higher_is_better"][first].get(metric, True)),
             is_main=label == main,
         )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool | int | float)
 
 
 def _pooled(values: list[float]) -> tuple[float, float]:

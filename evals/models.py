@@ -1,8 +1,10 @@
 """Open a model for measurement, in the format asked for, and free the device afterwards."""
 
 import contextlib
+import functools
 import gc
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +19,12 @@ from evals.store import fingerprint
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+
+
+def quiet() -> None:
+    """Keep the libraries' warnings out of the progress: they concern options set here on purpose."""
+    for name in ("lm_eval", "bitsandbytes", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def is_local(path: str) -> bool:
@@ -34,6 +42,8 @@ def check(model: Model) -> None:
         gguf_file(model.path)
     elif is_local(model.path):
         _check_folder(Path(model.path).expanduser())
+    elif "/" not in model.path:
+        raise UserError(f"model.path={model.path!r} is no folder here and no hub id (owner/name)")
     if model.chat_template and not Path(model.chat_template).is_file():
         raise UserError(f"model.chat_template: there is no file {model.chat_template}")
     if model.adapter and is_local(model.adapter):
@@ -94,6 +104,7 @@ def fingerprint_or_name(path: str, cache: Path) -> str:
     return fingerprint(local, cache / "fingerprints.json") if local.exists() else path
 
 
+@functools.cache
 def hub_commit(repository: str, revision: str | None, kind: str = "model") -> str:
     """The commit that a hub revision means: asked from the hub, else from the local cache, else the name itself."""
     from huggingface_hub import constants
@@ -131,6 +142,8 @@ def load_tokenizer(model: Model, cache: Path) -> Any:
 def open_model(model: Model, quantizer: str, cache: Path) -> Iterator[tuple[Any, Any]]:
     """`(model, tokenizer)` on the accelerator if there is one, in evaluation mode.
 
+    Call `free_device` when the last reference is gone.
+
     An adapter is merged into the weights first, so that what is quantized is what would be shipped.
 
     Raises:
@@ -158,14 +171,20 @@ def open_model(model: Model, quantizer: str, cache: Path) -> Iterator[tuple[Any,
             if quantizer == "none":
                 raise
             raise QuantizerUnavailable(f"{quantizer} cannot load here: {error}") from error
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"model.path={model.path} cannot be loaded: {reason}") from error
         loaded.eval()
-        try:
-            yield loaded, load_tokenizer(model, cache)
-        finally:
-            del loaded
-            gc.collect()
-            if device == "cuda":
-                torch.cuda.empty_cache()
+        yield loaded, load_tokenizer(model, cache)
+
+
+def free_device() -> None:
+    """Give back the memory of models that nothing refers to any more."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
@@ -189,5 +208,8 @@ def merge_adapter(model: Model, out: Path, cache: Path, is_classifier: bool = Fa
         base = AutoModelForCausalLM.from_pretrained(source, **options)
     merged = PeftModel.from_pretrained(base, model.adapter).merge_and_unload(safe_merge=True)
     dtype = torch.bfloat16 if model.dtype.value == "auto" else getattr(torch, model.dtype.value)
+    tokenizer = load_tokenizer(model, cache)
+    if is_classifier:  # it finds the last token by its pad id, and refuses batches without one
+        merged.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     merged.to(dtype).save_pretrained(out)
-    load_tokenizer(model, cache).save_pretrained(out)
+    tokenizer.save_pretrained(out)

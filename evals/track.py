@@ -11,10 +11,13 @@ from typing import Any
 from conf.schema import Track
 from evals.results import EvalResult
 
-_SECRET_KEY = re.compile(r"(api[_-]?key|token|secret|password|credential)", re.IGNORECASE)
+_SECRET_KEY = re.compile(
+    r"(api[_-]?key|secret|password|credential|(^|[_-])(access|auth|api|hf|hub|wandb)[_-]?token$)",
+    re.IGNORECASE,
+)
 _SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{16,}|[0-9a-f]{40})\b")
 REDACTED = "(redacted)"
-_PUBLIC_KEYS = {"commit"}  # 40 hexadecimal digits, as a W&B key has
+_PUBLIC_KEYS = {"commit", "revision"}  # 40 hexadecimal digits, as a W&B key has
 
 
 def redact(value: Any, key: str = "") -> Any:

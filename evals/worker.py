@@ -6,12 +6,13 @@ from typing import Any
 
 from conf.entry import plainly
 from conf.schema import Dtype, Model, Role, Suite, TaskSource
+from evals.models import quiet
 from evals.run import Request, evaluate
 from evals.store import read_json
 
 
-def request_to_json(request: Request) -> dict[str, Any]:
-    """A request as JSON; `request_from_json` is its inverse."""
+def request_to_json(request: Request, cache: Path) -> dict[str, Any]:
+    """A request as JSON, its key pinned; `request_from_json` reads it."""
     import dataclasses
 
     def plain(value: Any) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def request_to_json(request: Request) -> dict[str, Any]:
         "model": plain(request.model),
         "quantizer": request.quantizer,
         "suite": plain(request.suite),
+        "pinned": request.key(cache),
     }
 
 
@@ -28,12 +30,13 @@ def request_from_json(value: dict[str, Any]) -> Request:
     """The request that `request_to_json` wrote."""
     model = Model(**value["model"] | {"dtype": Dtype(value["model"]["dtype"])})
     enums = {"role": Role(value["suite"]["role"]), "source": TaskSource(value["suite"]["source"])}
-    return Request(model, value["quantizer"], Suite(**value["suite"] | enums))
+    return Request(model, value["quantizer"], Suite(**value["suite"] | enums), value["pinned"])
 
 
 def main() -> None:
     """Evaluate every request of the file; a line on stdout for each result."""
     with plainly():
+        quiet()
         requests = [request_from_json(item) for item in read_json(Path(sys.argv[1]))]
         for request, result in zip(requests, evaluate(requests, Path(sys.argv[2])), strict=True):
             said = f"skipped: {result.skipped}" if result.skipped else summary(result)

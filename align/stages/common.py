@@ -36,13 +36,15 @@ def run_stage(
     from datasets import Dataset
 
     started = time.monotonic()
-    path = local_path(_plain(job), job.cache)
+    path = local_path(job.model, job.cache)
     tokenizer = load_tokenizer(job.model, job.cache)
     if tokenizer.chat_template is None:
         raise UserError(
             f"the tokenizer of {job.model.path} has no chat template; set model.chat_template to a Jinja file"
         )
     rows = load(job.data, kind)
+    if rows.fingerprint != job.fingerprint:
+        raise UserError(f"{job.data.source} has changed since the run was planned; start it again")
     held_out = load(job.eval_data, kind) if job.eval_data else None
     trainer = trainer_class(
         model=path,
@@ -84,15 +86,6 @@ def run_stage(
             provenance=provenance(),
         )
         write_json(job.out / MANIFEST, vars(manifest))
-
-
-def _plain(job: Job) -> Model:
-    if job.model.adapter:
-        raise UserError(
-            "training cannot start from model.adapter; merge it first with "
-            "`PeftModel.merge_and_unload().save_pretrained(FOLDER)` and set model.path=FOLDER"
-        )
-    return job.model
 
 
 def arguments(job: Job) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from align.artifact import Job
 from conf.entry import CONF_DIR
 from conf.schema import Data, Launch, LaunchKind, Model, Peft
 from evals.store import write_json
+from reward.data import load
 
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None, reason="DeepSpeed builds a CPU extension with g++"
@@ -48,6 +50,7 @@ def run(
         out=out,
         cache=folder / "cache",
     )
+    job = replace(job, fingerprint=load(job.data, "preference").fingerprint)
     write_json(folder / "job.json", job.to_json(out))
     kind = LaunchKind.torchrun if processes > 1 else LaunchKind.inline
     argv = launch.command(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from align.artifact import Job, Manifest
 from conf.schema import Data, Model, Peft
+from reward.data import load
 
 LN2 = math.log(2)
 COMMON: dict[str, Any] = {
@@ -46,6 +48,7 @@ def train(stage: str, model: Path, out: Path, peft: Peft | None = None, **args: 
         out=out,
         cache=out.parent / "cache",
     )
+    job = replace(job, fingerprint=load(job.data, STAGES[stage].data).fingerprint)
     out.mkdir(parents=True)
     module, function = STAGES[stage].run.split(":")
     getattr(importlib.import_module(module), function)(

@@ -133,7 +133,7 @@ def test_real_benchmark_files(tiny_model: Path, tmp_path: Path, shared_data: Pat
 def test_the_no_op_quantizer_changes_nothing(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(QUANTIZERS, "no_op", Quantizer(16, None, dict, "for this test"))
+    monkeypatch.setitem(QUANTIZERS, "no_op", Quantizer(None, dict))
     plain = one(tiny_model, json_suite(), tmp_path)
     (delta, *_) = compare(plain, one(tiny_model, json_suite(), tmp_path, "no_op"))
     assert (delta.difference, delta.flips) == (0, 0)
@@ -153,7 +153,7 @@ def test_quantizers_run_on_this_machine(tiny_model: Path, tmp_path: Path, name: 
 def test_a_missing_backend_is_a_named_skip(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = Quantizer(4, "no_such_library", dict, "for this test")
+    gone = Quantizer("no_such_library", dict)
     monkeypatch.setitem(quantize.QUANTIZERS, "gone", gone)
     result = one(tiny_model, json_suite(), tmp_path, "gone")
     assert result.skipped == "no_such_library is not installed"
