@@ -93,12 +93,14 @@ class _Run:
             / config.name
             / f"{_slug(self.label) or 'run'}-seed{config.seed}-{self.key[:8]}"
         )
+        self.has_worked = False
         self.tracker = Tracker(config.track, config.name, self.root, plain | {"arm": self.label})
 
     def train(self, job: Job) -> dict[str, Any]:
         """The record of a stage, built unless it is there."""
         is_reused = is_complete(job.out)
         if not is_reused:
+            self.has_worked = True
             if self.config.launch.node_rank > 0:
                 self._join(job)
             else:
@@ -157,6 +159,7 @@ class _Run:
         """Results by (policy, quantizer, suite); what is missing is measured in one worker process."""
         missing = [r for _, r in self.plan.evaluations if not is_complete(r.folder(self.root))]
         if missing:
+            self.has_worked = True
             spec = self.folder / "logs" / "evaluate.requests.json"
             spec.parent.mkdir(parents=True, exist_ok=True)
             write_json(spec, [request_to_json(request, self.root / "cache") for request in missing])
@@ -179,9 +182,14 @@ class _Run:
         results: dict[tuple[str, str, str], EvalResult],
         started: float,
     ) -> None:
-        """Copy the results into the run's folder and write `run.json`, last."""
+        """Copy the results into the run's folder and write `run.json`, last.
+
+        A run that found everything done leaves the record of the run that did it.
+        """
         from evals.provenance import provenance
 
+        if not self.has_worked and (self.folder / "run.json").is_file():
+            return
         evaluations = []
         for (policy, quantizer, suite), result in results.items():
             path = Path("evals") / f"{policy}-{quantizer}-{suite}"
