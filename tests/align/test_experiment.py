@@ -117,6 +117,8 @@ def test_ctrl_c_ends_everything_and_leaves_no_artifact(tiny_model: Path, tmp_pat
         text=True,
         cwd=ROOT,
         start_new_session=True,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     log = None
     for _ in range(300):
