@@ -102,9 +102,7 @@ class Contrast:
         changes = [change for change in each if not change.is_missing]
         mean = _over_seeds(changes, (change.note for change in each if change.is_missing))
         if mean.is_missing or role != "gain":
-            return (
-                mean  # one verdict over all retention tasks would hide the task that was forgotten
-            )
+            return mean  # one verdict over all retention tasks would hide a forgotten one
         return _judged(mean, self.margin, role)
 
     def by_seed(self, role: str) -> list[Change]:

@@ -233,9 +233,7 @@ def _hub_rows(data: Data, where: str) -> Iterator[Line]:
         from datasets import load_dataset
 
         rows = load_dataset(data.source, data.name, split=data.split, revision=data.revision)
-    except (
-        Exception
-    ) as error:  # the hub's client, its HTTP library and builders share no base class
+    except Exception as error:  # the hub's client, its HTTP library and builders share no base
         reason = str(error).strip().split("\n")[0] or "no reason given"
         raise UserError(
             f"{where}.source={data.source!r}: there is no such file, and the Hugging Face hub did "
