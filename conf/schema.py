@@ -179,8 +179,7 @@ class Evals:
     model: Model = field(default_factory=Model)
     suite: Suite = field(default_factory=Suite)
     quant: str = "none"  # a name in evals.quantize.QUANTIZERS
-    out: str | None = (
-        None  # folder for results.json and the samples; default: outputs/evals/SUITE-QUANT-KEY
-    )
+    # folder for results.json and the samples; default: outputs/evals/SUITE-QUANT-KEY
+    out: str | None = None
     paths: Paths = field(default_factory=Paths)
     track: Track = field(default_factory=lambda: Track(wandb=False))
