@@ -49,7 +49,8 @@ def run(config: Align, overrides: list[str]) -> float | None:
     runs = Path(config.paths.root) / "runs" / config.name
     page = build_report(runs, Path(config.paths.root) / "report" / config.name)
     experiment.tracker.leaderboard(leaderboard_rows(runs))
-    print(_summary(results, config, plan.final))
+    if summary := _summary(results, config, plan.final):
+        print(summary)
     print(page.resolve())
     return _objective(results, config, plan)
 

@@ -74,7 +74,7 @@ class Arm:
     def average(self, role: str) -> Change:
         """The last policy against the base."""
         if not self.stages:
-            return Change(note="nothing was trained")
+            return Change(note="no policy was trained")
         return self.stages[-1].average(role)
 
     def cost(self, quantizer: str) -> Change:

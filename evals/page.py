@@ -281,6 +281,11 @@ def _step(stage: dict[str, Any]) -> Step:
     if parameters.get("total"):
         trained, total = parameters.get("trained", 0), parameters["total"]
         facts.append(f"{count(trained)} of {count(total)} parameters ({percent(trained / total)})")
+    metrics = stage.get("metrics") or {}
+    if isinstance(accuracy := metrics.get("eval_accuracy"), float):  # a reward model's
+        facts.append(f"{percent(accuracy)} of held-out pairs ranked right")
+    elif isinstance(loss := metrics.get("eval_loss"), float):
+        facts.append(f"held-out loss {loss:.3f}")
     spent = duration(stage.get("seconds"))
     facts.append(f"{spent}, reused from an earlier run" if stage.get("reused") else spent)
     return Step(str(stage.get("stage", "stage")), facts)

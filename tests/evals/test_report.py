@@ -310,7 +310,7 @@ def test_a_run_that_trained_nothing_has_a_page(tmp_path: Path) -> None:
     write_task(run, BASE, BASE)
     write_run(run, TASK[:1], policies=["base"], stages=[])
     (row,) = leaderboard_rows(run)
-    assert (row["gain"], row["gain_note"]) == (None, "nothing was trained")
+    assert (row["gain"], row["gain_note"]) == (None, "no policy was trained")
     page(run, tmp_path / "site")
 
 
