@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.schema import Data, Dtype, Model, Peft
-from evals.store import MANIFEST, read_json
+from conf.schema import Dtype, Model, Peft
+from reward.store import MANIFEST, read_json
 
 
 @dataclass(frozen=True)
@@ -22,31 +22,30 @@ class Job:
     stage: str
     key: str
     model: Model
-    data: Data
-    eval_data: Data | None
+    data: Path  # folders of data versions
+    eval_data: Path | None
     args: dict[str, Any]
     peft: Peft
     deepspeed: dict[str, Any] | None
     parents: dict[str, str]
     out: Path
     cache: Path
-    fingerprint: str = ""  # of the rows that the key was made of; the worker refuses others
 
     def to_json(self, out: Path) -> dict[str, Any]:
         """The job as JSON, writing to `out`."""
         value = dataclasses.asdict(self)
         value["model"]["dtype"] = self.model.dtype.value
-        return value | {"out": str(out), "cache": str(self.cache)}
+        paths = {name: value[name] and str(value[name]) for name in ("data", "eval_data", "cache")}
+        return value | paths | {"out": str(out)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Job":
         """The job that `to_json` wrote."""
         fields = dict(value)
         fields["model"] = Model(**fields["model"] | {"dtype": Dtype(fields["model"]["dtype"])})
-        fields["data"] = Data(**fields["data"])
-        fields["eval_data"] = Data(**fields["eval_data"]) if fields["eval_data"] else None
         fields["peft"] = Peft(**fields["peft"])
-        fields["out"], fields["cache"] = Path(fields["out"]), Path(fields["cache"])
+        for name in ("data", "eval_data", "out", "cache"):
+            fields[name] = fields[name] and Path(fields[name])
         return cls(**fields)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from align.artifact import Job
+from align.gate import suites_index
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
 from conf.schema import Align, LaunchKind, Model, Stage
@@ -14,8 +15,8 @@ from evals.gguf import converted_folder, is_gguf
 from evals.models import check, identity, is_local
 from evals.provenance import versions
 from evals.run import Request, check_request
-from evals.store import content_key, fingerprint, is_complete, source_key
-from reward.data import Loaded, load, to_trl
+from reward.store import content_key, fingerprint, is_complete, source_key
+from reward.data import Version, check_training_split, prepare
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Plan:
     jobs: list[Job]
     policies: dict[str, Model]
     evaluations: list[tuple[str, Request]]  # (policy, request)
-    data: dict[str, Loaded]  # training rows by stage, read once and checked
+    data: dict[str, Version]  # training rows by stage
 
     @property
     def final(self) -> str:
@@ -81,6 +82,7 @@ def make_plan(config: Align) -> Plan:
     root = Path(config.paths.root)
     policies = {"base": config.model}
     keys = {"base": content_key(identity(config.model, root / "cache"))}
+    index = _index(config)
     jobs, data = [], {}
     for name in config.stages:
         _check_stage(name, config)
@@ -91,8 +93,13 @@ def make_plan(config: Align) -> Plan:
                 f"{name}.start={start!r} is no policy made before it.{did_you_mean(start, policies)} "
                 f"There are: {', '.join(policies)}"
             )
-        data[name] = load(stage.data, STAGES[name].data, f"{name}.data")
-        job = _job(name, stage, config, policies[start], {start: keys[start]}, data[name])
+        check_training_split(stage.data, f"{name}.data")
+        data[name] = prepare(stage.data, STAGES[name].data, root, f"{name}.data", index)
+        held_out = None
+        if stage.eval_data is not None:
+            held_out = prepare(stage.eval_data, STAGES[name].data, root, f"{name}.eval_data", index)
+        parents = {start: keys[start]}
+        job = _job(name, stage, config, policies[start], parents, data[name], held_out)
         jobs.append(job)
         keys[name] = job.key
         if STAGES[name].makes_policy:
@@ -116,13 +123,24 @@ def _check_stage(name: str, config: Align) -> None:
         )
 
 
+def _index(config: Align) -> Path | None:
+    """The index of the benchmarks in use, when a stage wants their text out of its data."""
+    stages = [getattr(config, name) for name in config.stages]
+    if any("contamination" in stage.data.clean.drop for stage in stages):
+        return suites_index(config)
+    return None
+
+
 def _job(
-    name: str, stage: Stage, config: Align, model: Model, parents: dict[str, str], rows: Loaded
+    name: str,
+    stage: Stage,
+    config: Align,
+    model: Model,
+    parents: dict[str, str],
+    rows: Version,
+    held_out: Version | None,
 ) -> Job:
     root = Path(config.paths.root)
-    held_out = None
-    if stage.eval_data is not None:
-        held_out = load(stage.eval_data, STAGES[name].data, f"{name}.eval_data").fingerprint
     libraries = ["torch", "transformers", "trl", "accelerate", "peft"]
     key = content_key(
         {
@@ -131,7 +149,8 @@ def _job(
             "dtype": model.dtype.value,
             "chat_template": model.chat_template and fingerprint(Path(model.chat_template)),
             "data": rows.fingerprint,
-            "eval_data": held_out,
+            "eval_data": held_out and held_out.fingerprint,
+            "is_ordered": rows.is_ordered,
             "args": {key: value for key, value in stage.args.items() if key not in NOT_READ},
             "peft": dataclasses.asdict(stage.peft),
             "deepspeed": config.deepspeed,
@@ -139,7 +158,7 @@ def _job(
             "code": source_key(
                 _HERE / "stages" / f"{name}.py",
                 _HERE / "stages" / "common.py",
-                *(_REWARD / f"{module}.py" for module in ("data", "records", "sources", "turns")),
+                *(_REWARD / f"{module}.py" for module in ("data", "records", "turns")),
                 *(_EVALS / f"{module}.py" for module in ("gguf", "models")),
             ),
             "versions": versions(*libraries, *(["deepspeed"] if config.deepspeed else [])),
@@ -149,15 +168,14 @@ def _job(
         stage=name,
         key=key,
         model=model,
-        data=stage.data,
-        eval_data=stage.eval_data,
+        data=rows.folder,
+        eval_data=held_out and held_out.folder,
         args=stage.args,
         peft=stage.peft,
         deepspeed=config.deepspeed,
         parents=parents,
         out=root / "artifacts" / f"{name}-{key}",
         cache=root / "cache",
-        fingerprint=rows.fingerprint,
     )
 
 
@@ -185,7 +203,7 @@ def preflight(config: Align, plan: Plan) -> None:
     _check_objective(config)
     _check_launch(config)
     for job in plan.jobs:
-        _check_batch(job, config, len(to_trl(plan.data[job.stage].records)))
+        _check_batch(job, config, plan.data[job.stage].manifest["examples"])
     for policy, request in plan.evaluations:
         check_request(request if policy == "base" else replace(request, model=config.model))
     _check_disk(config, plan)

@@ -20,7 +20,7 @@ from conf.entry import UserError
 from conf.schema import Align
 from evals.report import build_report, leaderboard_rows
 from evals.results import EvalResult, compare
-from evals.store import MANIFEST, build_once, content_key, is_complete, read_json, write_json
+from reward.store import MANIFEST, build_once, content_key, is_complete, read_json, write_json
 from evals.track import Tracker, redact
 from evals.worker import request_to_json
 
@@ -63,7 +63,8 @@ def _plan_text(plan: Plan, root: Path) -> str:
         rows = plan.data[job.stage]
         start = next(iter(job.parents))
         lines.append(
-            f"{job.stage:10} {state:6} from {start}, {len(rows.records)} rows ({rows.format})  {job.key}"
+            f"{job.stage:10} {state:6} from {start}, {len(rows):,} rows ({rows.manifest['format']}, "
+            f"{rows.folder.name})  {job.key}"
         )
     # Before its model exists, an evaluation has no key, and is surely still to do.
     done = sum(

@@ -44,6 +44,26 @@ class Role(Enum):
     retention = "retention"  # what training must not destroy
 
 
+class Part(Enum):
+    """A part of a split by prompt."""
+
+    all = "all"  # no split
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+class Order(Enum):
+    """Order of the rows."""
+
+    source = "source"  # as they come, mixed sets spread evenly; the trainer shuffles
+    shuffled = "shuffled"  # by the data's seed; the trainer shuffles again
+    short_first = "short_first"
+    long_first = "long_first"
+    low_score_first = "low_score_first"
+    high_score_first = "high_score_first"
+
+
 @dataclass
 class Model:
     """A model that a stage starts from or an evaluation measures."""
@@ -56,18 +76,53 @@ class Model:
 
 
 @dataclass
-class Data:
-    """A set of feedback rows: demonstrations or preferences."""
+class Source:
+    """Where rows come from."""
 
-    # hub id, file, directory or glob (JSONL, JSON, Parquet, CSV; .gz), or `demo:NAME`
+    # hub id, file, directory or glob (JSONL, JSON, Parquet, CSV; .gz), `demo:NAME`, or the folder of a data version
     source: str = MISSING
     name: str | None = None  # configuration of a hub dataset
     split: str = "train"  # split of a hub dataset
     revision: str | None = None  # hub branch, tag or commit
     format: str = "auto"  # a name in reward.records.NORMALISERS, or auto
-    limit: int | None = None  # first N rows
+    limit: int | None = None  # first N usable rows
+
+
+@dataclass
+class Portion(Source):
+    """A further set that is mixed in, such as general data against forgetting (replay)."""
+
+    weight: float = 0.1  # its rows for each row of the main set; the set is taken whole where it has fewer
+
+
+@dataclass
+class Clean:
+    """What is mended or removed. Every step is off by default, and counted in the version's manifest."""
+
+    repair: bool = False  # mend text that was decoded with the wrong encoding
+    mask: bool = False  # write [EMAIL], [PHONE], [SECRET]… for personal data and secrets
+    drop: list[str] = field(default_factory=list)  # kinds in reward.findings.KINDS whose rows are dropped
+    min_chars: int | None = None  # of an answer, the shorter one of a pair
+    max_chars: int | None = None  # of the prompt with its answer, the longer one of a pair
+    score: str | None = None  # column with a quality or reward score, for the next two and for `order`
+    min_score: float | None = None
+    max_score: float | None = None
+    balance: str | None = None  # column whose values shall be equally frequent (the surplus is dropped at random)
+
+
+@dataclass
+class Data(Source):
+    """A set of feedback rows, and what is done to it before training: a version."""
+
     # share of unusable rows that may be dropped (and are counted) before the run stops
-    max_bad_fraction: float = 0.0
+    max_bad_fraction: float = 0.01
+    clean: Clean = field(default_factory=Clean)
+    part: Part = Part.all  # of a split by prompt: rows with one first user turn stay together
+    fractions: list[float] = field(default_factory=lambda: [0.9, 0.05, 0.05])  # train, validation, test
+    mix: dict[str, Portion] = field(default_factory=dict)  # further sets by a name of yours
+    order: Order = Order.source  # anything but `source` and `shuffled` is a curriculum: the trainer keeps it
+    seed: int = 0  # of split, balance, mix and shuffling; the run's own seed is another
+    allow_eval_split: bool = False  # train on rows that are named, or used, as an evaluation split
 
 
 @dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from conf.entry import plainly
 from evals.results import Delta, EvalResult, compare
-from evals.store import write_json
+from reward.store import write_json
 
 
 def table(deltas: list[Delta]) -> str:

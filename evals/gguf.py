@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.entry import UserError
-from evals.store import build_once, fingerprint, is_complete
+from reward.store import build_once, fingerprint, is_complete
 
 PACKAGE_PREFIX = "package:"
 

@@ -14,7 +14,7 @@ from conf.passthrough import did_you_mean
 from conf.schema import Suite, TaskSource
 from evals import offline
 from evals.results import Score
-from evals.store import content_key
+from reward.store import content_key
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 

@@ -15,7 +15,7 @@ from conf.entry import UserError
 from conf.schema import Model
 from evals.gguf import convert, converted_folder, gguf_file, is_gguf
 from evals.quantize import QuantizerUnavailable, find, loading_options
-from evals.store import fingerprint
+from reward.store import fingerprint
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")

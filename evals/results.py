@@ -10,7 +10,7 @@ from typing import Any
 
 from conf.entry import UserError
 from evals import stats
-from evals.store import content_key, read_json, write_json
+from reward.store import content_key, read_json, write_json
 
 RESULTS = "results.json"
 

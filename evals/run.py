@@ -18,7 +18,7 @@ from evals.models import check, free_device, identity, open_model
 from evals.provenance import provenance, versions
 from evals.quantize import QUANTIZERS, QuantizerUnavailable, find
 from evals.results import EvalResult
-from evals.store import build_once, content_key, fingerprint, is_complete, source_key
+from reward.store import build_once, content_key, fingerprint, is_complete, source_key
 
 _PACKAGE = Path(__file__).parent
 # A change in these files can change a number.

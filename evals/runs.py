@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from conf.entry import UserError
 from evals.results import EvalResult
-from evals.store import read_json
+from reward.store import read_json
 
 RUN = "run.json"
 UNQUANTIZED = "none"

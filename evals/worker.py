@@ -8,7 +8,7 @@ from conf.entry import plainly
 from conf.schema import Dtype, Model, Role, Suite, TaskSource
 from evals.models import quiet
 from evals.run import Request, evaluate
-from evals.store import read_json
+from reward.store import read_json
 
 
 def request_to_json(request: Request, cache: Path) -> dict[str, Any]:

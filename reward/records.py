@@ -4,6 +4,7 @@ A row that cannot be used raises `BadRow` with a reason that its author understa
 also reads what it made itself: a record's fields are a row of its format.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from reward.turns import (
     Row,
     check_order,
     check_turn,
+    differ_in_spaces_only,
     kind_of,
     list_of,
     make_turn,
@@ -23,9 +25,12 @@ from reward.turns import (
     short,
     text_of,
     text_or_turns,
+    tools_of,
     turns_of,
-    without_spacing,
 )
+
+
+Tools = list[Any] | None  # JSON schemas of the tools that the assistant may call
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Conversation:
     """A demonstration: turns that end with the assistant's."""
 
     messages: list[Message]
+    tools: Tools = None
 
 
 @dataclass(frozen=True)
@@ -43,21 +49,34 @@ class Preference:
     chosen: list[Message]  # from the assistant's turn on
     rejected: list[Message]
     margin: float | None = None  # by how much chosen is better, on the data's own scale
+    tools: Tools = None
+
+
+@dataclass(frozen=True)
+class Rated:
+    """One continuation of a prompt, and whether it is wanted: what KTO learns from."""
+
+    prompt: list[Message]
+    completion: list[Message]
+    label: bool
+    tools: Tools = None
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A question to the assistant, with the right answer where there is one."""
 
-    messages: list[Message]
+    prompt: list[Message]
     reference: str | None = None
+    tools: Tools = None
 
 
-Record = Conversation | Preference | Prompt
+Record = Conversation | Preference | Rated | Prompt
 
-KINDS: dict[str, type[Conversation] | type[Preference] | type[Prompt]] = {
+KINDS: dict[str, type[Conversation] | type[Preference] | type[Rated] | type[Prompt]] = {
     "sft": Conversation,
     "preference": Preference,
+    "rated": Rated,
     "prompts": Prompt,
 }
 
@@ -70,53 +89,67 @@ _SHAREGPT_ROLES = {
 
 # Tried in order: a row with a completion has a prompt too.
 _BY_KEYS = {
+    "ultrafeedback": {"instruction", "completions"},
     "alpaca": {"instruction", "output"},
+    "kto": {"prompt", "completion", "label"},
     "completion": {"prompt", "completion"},
+    "reasoning": {"question", "reasoning", "answer"},
     "qa": {"question", "answer"},
     "prompt": {"prompt"},
 }
+
+_LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def messages(row: Row) -> Conversation:
-    """OpenAI's form: `messages` (or `conversations`) of role and content."""
+    """OpenAI's form: `messages` (or `conversations`) of role and content, tool calls kept."""
     key = "messages" if row.get("messages") is not None else "conversations"
-    return _conversation(opening(row) + turns_of(row, key))
+    return _conversation(opening(row) + turns_of(row, key), row)
 
 
 def sharegpt(row: Row) -> Conversation:
     """ShareGPT's form: `conversations` of from and value."""
     turns = list_of(row, "conversations")
     converted = [_from_sharegpt(turn, number) for number, turn in enumerate(turns, 1)]
-    return _conversation(opening(row) + converted)
+    return _conversation(opening(row) + converted, row)
 
 
 def alpaca(row: Row) -> Conversation:
-    """Stanford Alpaca's form: instruction, optional input, output."""
+    """Stanford Alpaca's form: instruction, optional input, output; `history` of earlier pairs."""
     question = text_of(row, "instruction")
     extra = "" if row.get("input") is None else text_of(row, "input", may_be_blank=True)
     if extra.strip():
         question += "\n\n" + extra
     answer = make_turn("assistant", text_of(row, "output"))
-    return _conversation([*opening(row), make_turn("user", question), answer])
+    return _conversation([*opening(row), make_turn("user", question), answer], row)
 
 
 def completion(row: Row) -> Conversation:
     """A prompt and its completion, each a text or messages."""
     prompt = opening(row) + text_or_turns(row, "prompt", "user")
-    return _conversation(prompt + text_or_turns(row, "completion", "assistant"))
+    return _conversation(prompt + text_or_turns(row, "completion", "assistant"), row)
 
 
 def qa(row: Row) -> Conversation:
     """A question and its worked answer, as in GSM8K."""
+    question = make_turn("user", text_of(row, "question"))
     return _conversation(
-        [
-            *opening(row),
-            make_turn("user", text_of(row, "question")),
-            make_turn("assistant", text_of(row, "answer")),
-        ]
+        [*opening(row), question, make_turn("assistant", text_of(row, "answer"))], row
     )
+
+
+def reasoning(row: Row) -> Conversation:
+    """A question, a chain of thought and the answer; the assistant's turn is thought, then answer.
+
+    The thought is part of the text rather than of a field of the message: a template that does not
+    know such a field would drop what is to be learnt.
+    """
+    thought, answer = text_of(row, "reasoning").rstrip(), text_of(row, "answer")
+    turns = [make_turn("user", text_of(row, "question"))]
+    turns.append(make_turn("assistant", f"{thought}\n\n{answer}"))
+    return _conversation(opening(row) + turns, row)
 
 
 def preference(row: Row) -> Preference:
@@ -130,7 +163,9 @@ def preference(row: Row) -> Preference:
     if chosen[0]["role"] in ("system", "user"):
         shared, chosen, rejected = _split(chosen, rejected)
         if shared[-len(prompt) :] != prompt:
-            raise BadRow("chosen and rejected do not begin with the turns of 'prompt'")
+            raise BadRow(
+                "chosen and rejected do not begin with the turns of 'prompt'", "prompt_mismatch"
+            )
         prompt = shared
     return _preference(opening(row) + prompt, chosen, rejected, row)
 
@@ -146,19 +181,55 @@ def hh(row: Row) -> Preference:
     return _preference(*_split(_hh_turns(row, "chosen"), _hh_turns(row, "rejected")), row)
 
 
+def ultrafeedback(row: Row) -> Preference:
+    """UltraFeedback's raw form: an instruction and scored `completions`; best against worst.
+
+    `python -m reward.pairs` makes other pairs of them.
+    """
+    scored = []
+    for number, item in enumerate(list_of(row, "completions"), 1):
+        where = f"completion {number}"
+        if not isinstance(item, dict):
+            raise BadRow(f"{where} is {kind_of(item)}, expected an object with response")
+        score = item.get("overall_score", item.get("score"))
+        answer = check_turn(make_turn("assistant", item.get("response")), where)
+        scored.append((number_of(score, f"the score of {where}"), answer))
+    worst, best = min(scored, key=_score), max(scored, key=_score)
+    margin = best[0] - worst[0]
+    if margin == 0:
+        raise BadRow("all completions have the same score", "same_pair")
+    prompt = [*opening(row), make_turn("user", text_of(row, "instruction"))]
+    return _preference(prompt, [best[1]], [worst[1]], row | {"margin": margin})
+
+
+def kto(row: Row) -> Rated:
+    """KTO's form: prompt, completion (each a text or messages), and whether it is wanted."""
+    label = _LABELS.get(str(row.get("label")).strip().lower())
+    if label is None:
+        raise BadRow(f"'label' is {short(row.get('label'))}, expected true or false")
+    prompt = opening(row) + text_or_turns(row, "prompt", "user")
+    answer = text_or_turns(row, "completion", "assistant")
+    _check_answer(prompt, answer, "completion")
+    return Rated(prompt, answer, label, tools_of(row))
+
+
 def prompt(row: Row) -> Prompt:
     """A prompt (text or messages), with an optional `reference` or `answer`."""
     turns = opening(row) + text_or_turns(row, "prompt", "user")
     check_order(turns, "'prompt': ")
     if turns[-1]["role"] not in ("user", "tool"):
-        raise BadRow(f"'prompt' ends with role {turns[-1]['role']!r}, expected user or tool")
+        raise BadRow(
+            f"'prompt' ends with role {turns[-1]['role']!r}, expected user or tool",
+            "bad_role_order",
+        )
+    tools = tools_of(row)
     key = "reference" if row.get("reference") is not None else "answer"
     value = row.get(key)
     if value is None or value == "":  # a CSV file has no other way to say none
-        return Prompt(turns)
+        return Prompt(turns, None, tools)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return Prompt(turns, str(value))
-    return Prompt(turns, text_of(row, key))
+        return Prompt(turns, str(value), tools)
+    return Prompt(turns, text_of(row, key), tools)
 
 
 NORMALISERS: dict[str, Callable[[Row], Record]] = {
@@ -166,10 +237,13 @@ NORMALISERS: dict[str, Callable[[Row], Record]] = {
     "sharegpt": sharegpt,
     "alpaca": alpaca,
     "completion": completion,
+    "reasoning": reasoning,
     "qa": qa,
     "preference": preference,
     "preference_implicit": preference_implicit,
     "hh": hh,
+    "ultrafeedback": ultrafeedback,
+    "kto": kto,
     "prompt": prompt,
 }
 
@@ -197,30 +271,56 @@ def detect(row: Row) -> str:
         if needed <= present:
             return name
     keys = ", ".join(map(short, list(row)[:8])) or "none"
-    raise BadRow(f"its keys ({keys}) fit none of the formats {', '.join(NORMALISERS)}")
+    raise BadRow(
+        f"its keys ({keys}) fit none of the formats {', '.join(NORMALISERS)}", "unknown_format"
+    )
 
 
-def _conversation(turns: list[Message]) -> Conversation:
+def number_of(value: Any, name: str) -> float:
+    """A finite number, from a number or its text.
+
+    Raises:
+        BadRow: naming the value.
+    """
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRow(f"{name} is {short(value)}, expected a finite number")
+    return number
+
+
+def _score(scored: tuple[float, Message]) -> float:
+    return scored[0]
+
+
+def _conversation(turns: list[Message], row: Row) -> Conversation:
     check_order(turns, "")
     if turns[-1]["role"] != "assistant":
-        raise BadRow(f"the last turn has role {turns[-1]['role']!r}, expected assistant")
-    return Conversation(turns)
+        found = f"the last turn has role {turns[-1]['role']!r}"
+        raise BadRow(f"{found}, expected assistant", "bad_role_order")
+    return Conversation(turns, tools_of(row))
 
 
 def _preference(
     prompt: list[Message], chosen: list[Message], rejected: list[Message], row: Row
 ) -> Preference:
-    for name, answer in (("chosen", chosen), ("rejected", rejected)):
-        check_order(prompt + answer, f"prompt and {name}: ")
-        if (role := answer[0]["role"]) != "assistant":
-            raise BadRow(f"{name!r} begins with role {role!r}, expected assistant")
-        if (role := answer[-1]["role"]) != "assistant":
-            raise BadRow(f"{name!r} ends with role {role!r}, expected assistant")
+    _check_answer(prompt, chosen, "chosen")
+    _check_answer(prompt, rejected, "rejected")
     if chosen == rejected:
-        raise BadRow("chosen and rejected are equal")
-    if without_spacing(chosen) == without_spacing(rejected):
-        raise BadRow("chosen and rejected differ in spaces only")
-    return Preference(prompt, chosen, rejected, _margin(row))
+        raise BadRow("chosen and rejected are equal", "same_pair")
+    if differ_in_spaces_only(chosen, rejected):
+        raise BadRow("chosen and rejected differ in spaces only", "same_pair")
+    return Preference(prompt, chosen, rejected, _margin(row), tools_of(row))
+
+
+def _check_answer(prompt: list[Message], answer: list[Message], name: str) -> None:
+    """An answer follows its prompt, and begins and ends with the assistant."""
+    check_order(prompt + answer, f"prompt and {name}: ")
+    for place, turn in (("begins", answer[0]), ("ends", answer[-1])):
+        if (role := turn["role"]) != "assistant":
+            raise BadRow(f"{name!r} {place} with role {role!r}, expected assistant", "bad_role_order")
 
 
 def _split(
@@ -228,27 +328,24 @@ def _split(
 ) -> tuple[list[Message], list[Message], list[Message]]:
     """Split two conversations after their last common message: (shared, chosen, rejected)."""
     if chosen == rejected:
-        raise BadRow("chosen and rejected are equal")
+        raise BadRow("chosen and rejected are equal", "same_pair")
     shortest = min(len(chosen), len(rejected))
     at = next((i for i in range(shortest) if chosen[i] != rejected[i]), shortest)
     if at == 0:
-        raise BadRow("chosen and rejected share no prompt")
+        raise BadRow("chosen and rejected share no prompt", "prompt_mismatch")
     if at == shortest:
-        raise BadRow("one of chosen and rejected only continues the other")
+        raise BadRow("one of chosen and rejected only continues the other", "prompt_mismatch")
     return chosen[:at], chosen[at:], rejected[at:]
 
 
 def _margin(row: Row) -> float | None:
+    if row.get("margin") in (None, "") and {"score_chosen", "score_rejected"} <= row.keys():
+        scores = (row["score_chosen"], row["score_rejected"])
+        if None not in scores:
+            chosen, rejected = (number_of(score, "a score") for score in scores)
+            return chosen - rejected
     value = row.get("margin")
-    if value is None or value == "":
-        return None
-    try:
-        margin = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        margin = math.nan
-    if not math.isfinite(margin):
-        raise BadRow(f"'margin' is {short(value)}, expected a finite number")
-    return margin
+    return None if value in (None, "") else number_of(value, "'margin'")
 
 
 def _hh_turns(row: Row, key: str) -> list[Message]:
@@ -264,9 +361,24 @@ def _hh_turns(row: Row, key: str) -> list[Message]:
 
 
 def _from_sharegpt(turn: Any, number: int) -> Message:
+    where = f"turn {number}"
     if not isinstance(turn, dict):
-        raise BadRow(f"turn {number} is {kind_of(turn)}, expected an object with from and value")
+        raise BadRow(f"{where} is {kind_of(turn)}, expected an object with from and value")
     rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
-    role = turn.get("from")
-    role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
-    return check_turn(rest | {"role": role, "content": turn.get("value")}, f"turn {number}")
+    who, said = turn.get("from"), turn.get("value")
+    if who == "function_call":
+        rest["tool_calls"] = [{"type": "function", "function": _call(said, where)}]
+        return check_turn(rest | {"role": "assistant", "content": ""}, where)
+    role = _SHAREGPT_ROLES.get(who, who) if isinstance(who, str) else who
+    return check_turn(rest | {"role": role, "content": said}, where)
+
+
+def _call(value: Any, where: str) -> Any:
+    """The call that a `function_call` turn holds as JSON text, as LLaMA-Factory writes it."""
+    try:
+        call = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        call = None
+    if not isinstance(call, dict) or "name" not in call:
+        raise BadRow(f"{where} is no function call: expected JSON with name and arguments")
+    return call

@@ -5,6 +5,7 @@ must not wait for `datasets`.
 """
 
 import codecs
+import contextlib
 import csv
 import glob
 import gzip
@@ -17,15 +18,20 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import orjson
+
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
-from conf.schema import Data
+from conf.schema import Source
 from reward import demo
+from reward.store import MANIFEST, content_key, fingerprint, is_complete, read_json
 from reward.turns import BadRow, Row
 
-# The place of a row, such as `prefs.jsonl:17`, and the row or why there is none.
-Line = tuple[str, Row | BadRow]
-Numbered = tuple[int, Row | BadRow]
+# A row as it is read: bytes are a line of JSON that nobody has parsed yet, so that worker processes
+# can do it.
+Raw = Row | BadRow | bytes
+Line = tuple[str, Raw]  # with its place, such as `prefs.jsonl:17`
+Numbered = tuple[int, Raw]
 
 DEMO_ROWS = 256
 DEMOS: dict[str, Callable[[int], list[Row]]] = {
@@ -40,7 +46,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _CSV_FIELD_LIMIT = 1 << 30  # Python stops at 128 KiB, which long conversations exceed
 
 
-def open_rows(data: Data, where: str) -> Iterator[Line]:
+def open_rows(data: Source, where: str) -> Iterator[Line]:
     """The rows of a source, read as they are asked for.
 
     Args:
@@ -53,6 +59,8 @@ def open_rows(data: Data, where: str) -> Iterator[Line]:
     source = data.source
     if source.startswith("demo:"):
         return _demo_rows(data, where)
+    if is_version(folder := Path(source).expanduser()):
+        return _version_rows(folder)
     if files := local_files(source):
         return _file_rows(files)
     if _looks_local(source):
@@ -63,6 +71,33 @@ def open_rows(data: Data, where: str) -> Iterator[Line]:
         f"{where}.source={source!r} is neither a file that exists nor a hub id (owner/name, "
         f"such as openai/gsm8k) nor demo:NAME.{did_you_mean(source, _siblings('.'))}"
     )
+
+
+def identity(data: Source, where: str, cache: Path) -> list[str]:
+    """What names the bytes of a source: hashes of its files, or the hub's own fingerprint.
+
+    Args:
+        data: which rows.
+        where: the dotted path of `data` in the config, for messages.
+        cache: folder that remembers hashes of files.
+    """
+    source = data.source
+    if source.startswith("demo:"):
+        return [source]  # the generator's code is part of the key
+    if is_version(folder := Path(source).expanduser()):
+        return [str(read_json(folder / MANIFEST)["fingerprint"])]
+    if files := local_files(source):
+        known = cache / "fingerprints.json"
+        return [content_key([file.name, fingerprint(file, known)]) for file in files]
+    if _HUB_ID.fullmatch(source) and not _looks_local(source):
+        return [str(_hub_dataset(data, where)._fingerprint)]
+    open_rows(data, where)  # says what is missing
+    return []
+
+
+def is_version(folder: Path) -> bool:
+    """Whether a folder is a data version, see `reward.data`."""
+    return is_complete(folder) and (folder / "records.arrow").is_file()
 
 
 def local_files(source: str) -> list[Path]:
@@ -138,25 +173,36 @@ def _open(path: Path) -> BinaryIO:
 def _read_jsonl(file: BinaryIO) -> Iterator[Numbered]:
     """One object a line. A binary file splits at line feeds alone: text may hold U+2028."""
     for number, line in enumerate(file, 1):
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        if line.strip():
-            yield number, _parse(line)
+        yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
 
 
-def _parse(line: bytes) -> Row | BadRow:
-    try:
-        return _object(_loads(line.rstrip(b"\r\n").decode()))
+def parse(raw: Raw) -> Row:
+    """The row of what a source gave.
+
+    Raises:
+        BadRow: when it is no row, with the reason.
+    """
+    if isinstance(raw, BadRow):
+        raise raw
+    if not isinstance(raw, bytes):
+        return raw
+    with contextlib.suppress(orjson.JSONDecodeError):
+        return _object(orjson.loads(raw))
+    if not raw.strip():
+        raise BadRow("the line is blank", "blank_line")
+    try:  # slower, with better reasons
+        return _object(_loads(raw.rstrip(b"\r\n").decode()))
     except UnicodeDecodeError as error:
-        return BadRow(f"it is not UTF-8 text (byte {error.start + 1})")
+        raise BadRow(f"it is not UTF-8 text (byte {error.start + 1})", "broken_line") from None
     except json.JSONDecodeError as error:
+        reason = f"it is not JSON: {error.msg} (column {error.colno})"
         if error.msg == "Extra data":
-            return BadRow(f"there is more than one JSON value on the line (column {error.colno})")
-        return BadRow(f"it is not JSON: {error.msg} (column {error.colno})")
+            reason = f"there is more than one JSON value on the line (column {error.colno})"
+        raise BadRow(reason, "broken_line") from None
     except ValueError as error:
-        return BadRow(f"it is not JSON: {str(error)[:80]}")
+        raise BadRow(f"it is not JSON: {str(error)[:80]}", "broken_line") from None
     except RecursionError:
-        return BadRow("it is nested too deeply")
+        raise BadRow("it is nested too deeply", "broken_line") from None
 
 
 def _loads(text: str) -> Any:
@@ -167,8 +213,10 @@ def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def _object(value: Any) -> Row | BadRow:
-    return value if isinstance(value, dict) else BadRow("it is not an object with keys and values")
+def _object(value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise BadRow("it is not an object with keys and values", "broken_line")
+    return value
 
 
 def _read_json(file: BinaryIO) -> Iterator[Numbered]:
@@ -182,7 +230,9 @@ def _read_json(file: BinaryIO) -> Iterator[Numbered]:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     for number, row in enumerate(rows, 1):
-        yield number, _object(row)
+        yield number, row if isinstance(row, dict) else BadRow(
+            "it is not an object with keys and values", "broken_line"
+        )
 
 
 def _read_csv(file: BinaryIO) -> Iterator[Numbered]:
@@ -195,7 +245,8 @@ def _read_csv(file: BinaryIO) -> Iterator[Numbered]:
             if len(cells) == len(header):
                 yield start, dict(zip(header, cells, strict=True))
             elif cells:
-                yield start, BadRow(f"it has {len(cells)} fields, the header has {len(header)}")
+                fields = f"it has {len(cells)} fields, the header has {len(header)}"
+                yield start, BadRow(fields, "broken_line")
             start = reader.line_num + 1
 
 
@@ -217,7 +268,7 @@ _READERS: dict[str, Callable[[BinaryIO], Iterator[Numbered]]] = {
 }
 
 
-def _demo_rows(data: Data, where: str) -> Iterator[Line]:
+def _demo_rows(data: Source, where: str) -> Iterator[Line]:
     name = data.source.removeprefix("demo:")
     if name not in DEMOS:
         hint = did_you_mean(name, DEMOS)
@@ -228,11 +279,22 @@ def _demo_rows(data: Data, where: str) -> Iterator[Line]:
     return _numbered(DEMOS[name](DEMO_ROWS if data.limit is None else data.limit), data.source)
 
 
-def _hub_rows(data: Data, where: str) -> Iterator[Line]:
+def _version_rows(folder: Path) -> Iterator[Line]:
+    from reward.data import RECORDS, read_lines
+
+    for number, line in enumerate(read_lines(folder / RECORDS), 1):
+        yield f"{folder.name}:{number}", line
+
+
+def _hub_rows(data: Source, where: str) -> Iterator[Line]:
+    return _numbered(_hub_dataset(data, where), data.source)
+
+
+def _hub_dataset(data: Source, where: str) -> Any:
     try:
         from datasets import load_dataset
 
-        rows = load_dataset(data.source, data.name, split=data.split, revision=data.revision)
+        return load_dataset(data.source, data.name, split=data.split, revision=data.revision)
     except Exception as error:  # the hub's client, its HTTP library and builders share no base
         reason = str(error).strip().split("\n")[0] or "no reason given"
         raise UserError(
@@ -240,7 +302,6 @@ def _hub_rows(data: Data, where: str) -> Iterator[Line]:
             f"not give it ({type(error).__name__}: {reason}). Set {where}.source to a local file, "
             f"or check the name, split={data.split!r}, the network and HF_HUB_OFFLINE."
         ) from error
-    return _numbered(rows, data.source)
 
 
 def _numbered(rows: Iterable[Row], source: str) -> Iterator[Line]:

@@ -4,6 +4,7 @@ A message is kept in the ecosystem's own form, `{"role": …, "content": …}`, 
 chat template as it is.
 """
 
+import json
 import re
 from typing import Any
 
@@ -12,7 +13,19 @@ Message = dict[str, Any]
 
 
 class BadRow(Exception):
-    """A row that cannot be used; the text is the reason, without the place."""
+    """A row that cannot be used; the text is the reason, without the place.
+
+    Args:
+        reason: what is wrong with the row, for its author.
+        kind: the kind of finding, a key of `reward.findings.KINDS`.
+    """
+
+    def __init__(self, reason: str, kind: str = "wrong_type") -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type["BadRow"], tuple[str, str]]:
+        return BadRow, (str(self), self.kind)  # an exception pickles its `args` only
 
 
 # Which roles may follow a role; "" is the start. An assistant may open after a system turn, as
@@ -25,12 +38,7 @@ _NEXT = {
     "tool": ("assistant", "tool"),
 }
 
-# Columns that change what a conversation means but have no place in a record: to drop them in
-# silence would train something else than the data say.
-_UNREAD = {
-    "tools": "write the tool definitions into the system turn",
-    "history": "write the earlier turns into 'messages'",
-}
+_ROLES = {"developer": "system"}  # OpenAI's newer name
 
 _INNER_SPACE = re.compile(r"(?<=\S)[ \t]+")
 _ONE_SPACE = re.compile(r"^ (?=\S)")
@@ -51,27 +59,52 @@ def check_order(turns: list[Message], where: str) -> None:
         allowed = _NEXT[previous]
         if turn["role"] not in allowed:
             found = f"{where}turn {number} has role {short(turn['role'])}"
-            raise BadRow(f"{found}, expected {' or '.join(allowed)}")
+            raise BadRow(f"{found}, expected {' or '.join(allowed)}", "bad_role_order")
         previous = turn["role"]
 
 
-def without_spacing(turns: list[Message]) -> list[Message]:
-    """The turns with single spaces inside lines; line breaks and indentation mean something."""
+def differ_in_spaces_only(left: list[Message], right: list[Message]) -> bool:
+    """Whether turns are the same but for spaces inside lines and at the ends.
+
+    Line breaks and indentation mean something, in code for one.
+    """
+    if len(left) != len(right):
+        return False
+    words = [[turn["content"].split() for turn in turns] for turns in (left, right)]
+    return words[0] == words[1] and _single_spaced(left) == _single_spaced(right)
+
+
+def _single_spaced(turns: list[Message]) -> list[Message]:
     return [turn | {"content": _INNER_SPACE.sub(" ", turn["content"]).strip()} for turn in turns]
 
 
 def opening(row: Row) -> list[Message]:
-    """The system turn of a row that keeps it in a column of its own.
+    """The turns before the ones that a format is about: a system text, and Alpaca's `history`."""
+    turns = []
+    if row.get("system") not in (None, ""):
+        turns.append(make_turn("system", text_of(row, "system")))
+    if row.get("history") not in (None, "", "[]", []):
+        for number, pair in enumerate(list_of(row, "history"), 1):
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise BadRow(f"'history' item {number} is no pair of a question and an answer")
+            for role, text in zip(("user", "assistant"), pair, strict=True):
+                turns.append(check_turn(make_turn(role, text), f"'history' item {number}"))
+    return turns
 
-    Raises:
-        BadRow: if the row has a column whose meaning a record cannot hold.
-    """
-    for key, remedy in _UNREAD.items():
-        if row.get(key) not in (None, "", "[]", [], {}):
-            raise BadRow(f"{key!r} is not read: {remedy} and remove {key!r}")
-    if row.get("system") in (None, ""):
-        return []
-    return [make_turn("system", text_of(row, "system"))]
+
+def tools_of(row: Row) -> list[Any] | None:
+    """The tool definitions of a row: JSON schemas as a list, or as the text of one."""
+    tools = row.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise BadRow("'tools' is text that is not JSON") from error
+    if tools in (None, "", [], {}):
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRow(f"'tools' is {kind_of(tools)}, expected a list of tool definitions")
+    return tools
 
 
 def text_or_turns(row: Row, key: str, role: str) -> list[Message]:
@@ -102,13 +135,14 @@ def check_turn(turn: Any, where: str) -> Message:
     # Parquet gives every message the keys of all others, filled with null.
     message = {key: value for key, value in turn.items() if value is not None}
     if "role" not in message:
-        raise BadRow(f"{where} has no role")
+        raise BadRow(f"{where} has no role", "missing_field")
     role = _check_text(message["role"], f"the role of {where}")
+    message["role"] = role = _ROLES.get(role, role)
     may_be_blank = role == "tool" or bool(message.get("tool_calls"))
     if may_be_blank:
         message.setdefault("content", "")  # some templates would print "None"
     if "content" not in message:
-        raise BadRow(f"{where} has no content")
+        raise BadRow(f"{where} has no content", "empty_turn")
     _check_text(message["content"], where, may_be_blank)
     return message
 
@@ -119,7 +153,7 @@ def list_of(row: Row, key: str) -> list[Any]:
     if not isinstance(value, list):
         raise BadRow(f"{key!r} is {kind_of(value)}, expected a list of messages")
     if not value:
-        raise BadRow(f"{key!r} is empty")
+        raise BadRow(f"{key!r} is empty", "empty_turn")
     return value
 
 
@@ -130,20 +164,22 @@ def text_of(row: Row, key: str, may_be_blank: bool = False) -> str:
 
 def _value(row: Row, key: str) -> Any:
     if key not in row:
-        raise BadRow(f"{key!r} is missing")
+        raise BadRow(f"{key!r} is missing", "missing_field")
     return row[key]
 
 
 def _check_text(value: Any, name: str, may_be_blank: bool = False) -> str:
     if not isinstance(value, str):
-        raise BadRow(f"{name} is {kind_of(value)}, expected text")
+        kind = "empty_turn" if value is None else "wrong_type"
+        raise BadRow(f"{name} is {kind_of(value)}, expected text", kind)
     if not may_be_blank and not value.strip():
-        raise BadRow(f"{name} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON can escape it, but no tokenizer can read it
-        place = f"character {error.start + 1}"
-        raise BadRow(f"{name} has half a surrogate pair at {place}") from error
+        raise BadRow(f"{name} is {'only spaces' if value else 'empty'}", "empty_turn")
+    if not value.isascii():  # the cheap test first: `encode` copies the text
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can escape it, but no tokenizer can read it
+            place = f"character {error.start + 1}"
+            raise BadRow(f"{name} has half a surrogate pair at {place}") from error
     return value
 
 

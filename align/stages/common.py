@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from conf.entry import UserError
 from conf.schema import Model
 from evals.models import load_tokenizer, local_path, merge_adapter
 from evals.provenance import provenance
-from evals.store import MANIFEST, write_json
-from reward.data import load, to_trl
+from reward.store import MANIFEST, write_json
+from reward.data import Version, to_trl
 
 METRICS = "metrics.jsonl"
 ADAPTER = "adapter"
@@ -23,18 +24,15 @@ PEFT_CONFIGS = {"lora": "LoraConfig"}
 
 
 def run_stage(
-    job: Job, kind: str, config_class: type[Any], trainer_class: type[Any], task_type: str
+    job: Job, config_class: type[Any], trainer_class: type[Any], task_type: str
 ) -> None:
     """Train `job` with a TRL trainer and leave a model folder with a manifest in `job.out`.
 
     Args:
         job: what to train; `job.out` exists and is empty.
-        kind: the kind of data that the stage takes, see `reward.data.load`.
         config_class, trainer_class: TRL's.
         task_type: PEFT's name of the task, CAUSAL_LM or SEQ_CLS.
     """
-    from datasets import Dataset
-
     started = time.monotonic()
     path = local_path(job.model, job.cache)
     tokenizer = load_tokenizer(job.model, job.cache)
@@ -42,15 +40,13 @@ def run_stage(
         raise UserError(
             f"the tokenizer of {job.model.path} has no chat template; set model.chat_template to a Jinja file"
         )
-    rows = load(job.data, kind)
-    if rows.fingerprint != job.fingerprint:
-        raise UserError(f"{job.data.source} has changed since the run was planned; start it again")
-    held_out = load(job.eval_data, kind) if job.eval_data else None
+    rows = Version.load(job.data)
+    held_out = Version.load(job.eval_data) if job.eval_data else None
     trainer = trainer_class(
         model=path,
-        args=config_class(**arguments(job)),
-        train_dataset=Dataset.from_list(to_trl(rows.records)),
-        eval_dataset=Dataset.from_list(to_trl(held_out.records)) if held_out else None,
+        args=config_class(**arguments(job, rows.is_ordered)),
+        train_dataset=dataset(rows, job.out / "trainer"),
+        eval_dataset=dataset(held_out, job.out / "trainer") if held_out else None,
         processing_class=tokenizer,
         peft_config=peft_config(job, task_type),
         callbacks=[ledger(job.out / METRICS)],
@@ -70,10 +66,11 @@ def run_stage(
                 json.dumps({"args": job.args, "peft": vars(job.peft), "deepspeed": job.deepspeed})
             ),
             data={
-                "source": rows.source,
-                "rows": len(rows.records),
-                "dropped": len(rows.dropped),
-                "format": rows.format,
+                "source": rows.manifest["sources"][0]["source"],
+                "version": rows.folder.name,
+                "rows": len(rows),
+                "dropped": rows.manifest["unusable"],
+                "format": rows.manifest["format"],
                 "fingerprint": rows.fingerprint,
             },
             metrics={
@@ -88,7 +85,30 @@ def run_stage(
         write_json(job.out / MANIFEST, vars(manifest))
 
 
-def arguments(job: Job) -> dict[str, Any]:
+def dataset(rows: Version, cache: Path) -> Any:
+    """The rows of a version as TRL takes them, in Arrow files below `cache`: nothing is whole in memory."""
+    import numpy as np
+    from datasets import Dataset, Features, Json, List, Value
+
+    first = next(row for record in rows.records() for row in to_trl(record))
+    # Messages may have further keys (tool calls) that differ from row to row: columns of structs
+    # would fill them with null.
+    types = {list: List(Json()), str: Value("string"), float: Value("float64"), bool: Value("bool")}
+    features = {name: types[type(value)] for name, value in first.items()} | {"tools": Value("string")}
+    if not np.isfinite(rows.facts()["margin"]).all():  # a trainer wants all margins or none
+        features.pop("margin", None)
+
+    def examples() -> Iterator[Any]:
+        for record in rows.records():
+            for row in to_trl(record):
+                yield {name: row.get(name) for name in features}
+
+    return Dataset.from_generator(
+        examples, features=Features(features), cache_dir=str(cache), fingerprint=rows.fingerprint
+    )
+
+
+def arguments(job: Job, is_ordered: bool = False) -> dict[str, Any]:
     """TRL's arguments of a job: the user's own, and what the harness and the machine decide."""
     import torch
 
@@ -101,6 +121,8 @@ def arguments(job: Job) -> dict[str, Any]:
         "save_strategy": "no",  # the artifact is the only thing that is kept
         "deepspeed": job.deepspeed,
     }
+    if is_ordered:  # a curriculum is an order, which the trainer would shuffle
+        args.setdefault("train_sampling_strategy", "sequential")
     if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         args.setdefault("ddp_backend", "gloo")
     init = dict(args.get("model_init_kwargs") or {})

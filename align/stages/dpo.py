@@ -8,4 +8,4 @@ def run(job: Job) -> None:
     """Prefer chosen over rejected. The reference is the model that the stage starts from."""
     from trl import DPOConfig, DPOTrainer
 
-    run_stage(job, "preference", DPOConfig, DPOTrainer, task_type="CAUSAL_LM")
+    run_stage(job, DPOConfig, DPOTrainer, task_type="CAUSAL_LM")

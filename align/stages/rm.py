@@ -8,4 +8,4 @@ def run(job: Job) -> None:
     """Train a scalar head (and what `rm.peft` leaves trainable) to score chosen above rejected."""
     from trl import RewardConfig, RewardTrainer
 
-    run_stage(job, "preference", RewardConfig, RewardTrainer, task_type="SEQ_CLS")
+    run_stage(job, RewardConfig, RewardTrainer, task_type="SEQ_CLS")

@@ -8,4 +8,4 @@ def run(job: Job) -> None:
     """Maximise the likelihood of the assistant's turns; the prompt carries no loss."""
     from trl import SFTConfig, SFTTrainer
 
-    run_stage(job, "sft", SFTConfig, SFTTrainer, task_type="CAUSAL_LM")
+    run_stage(job, SFTConfig, SFTTrainer, task_type="CAUSAL_LM")

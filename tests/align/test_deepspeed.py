@@ -13,7 +13,7 @@ from align import launch
 from align.artifact import Job
 from conf.entry import CONF_DIR
 from conf.schema import Data, Launch, LaunchKind, Model, Peft
-from evals.store import write_json
+from reward.store import write_json
 from reward.data import load
 
 pytestmark = pytest.mark.skipif(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.store import is_complete
+from reward.store import is_complete
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ import pytest
 from evals.leaderboard import leaderboard_rows, rank_ranges
 from evals.report import build_report, main
 from evals.results import EvalResult, Score
-from evals.store import write_json
+from reward.store import write_json
 
 Answers = Sequence[tuple[str, float]]  # answer and score of each document
 

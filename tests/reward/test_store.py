@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.store import build_once, canonical, content_key, fingerprint, is_complete, write_json
+from reward.store import build_once, canonical, content_key, fingerprint, is_complete, write_json
 
 
 def slow_build(folder: Path, log: Path) -> None:

@@ -1,0 +1,118 @@
+"""The gate between the plan and the first stage: no model is loaded for data that cannot teach it.
+
+A data version was looked through when it was made. What is left needs the experiment: the tokenizer
+and the lengths of a stage, its held-out rows, the benchmarks that will measure the result.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from align.artifact import Job
+from conf.entry import UserError
+from conf.schema import Align, Model
+from evals.gguf import gguf_file, is_gguf
+from evals.models import identity
+from reward.data import AUDIT, Version
+from reward.findings import KINDS, Severity, escalate
+from reward.store import build_once, content_key, fingerprint, read_json, source_key, write_json
+
+_HERE = Path(__file__)
+_REWARD = _HERE.parent.parent / "reward"
+
+
+def pass_gate(job: Job, config: Align, allowed: float, index: Path | None) -> Path:
+    """The folder with the audit of a stage's rows, as the stage will see them.
+
+    Args:
+        job: the stage.
+        config: the experiment.
+        allowed: share of rows without a token to learn from, and of held-out prompts among the rows.
+        index: of the benchmarks in use, or None.
+
+    Raises:
+        UserError: if there is a finding with severity `error`.
+    """
+    root = Path(config.paths.root)
+    rows = Version.load(job.data)
+    held_out = Version.load(job.eval_data) if job.eval_data else None
+    limits = _limits(job)
+    key = content_key(
+        {
+            "rows": rows.folder.name,
+            "held_out": held_out and held_out.fingerprint,
+            "tokenizer": identity(config.model, root / "cache"),
+            "chat_template": config.model.chat_template
+            and fingerprint(Path(config.model.chat_template)),
+            "limits": limits,
+            "allowed": allowed,
+            "index": index and index.name,
+            "code": source_key(_HERE, _REWARD),
+        }
+    )
+
+    def build(partial: Path) -> dict[str, Any]:
+        audit = _audit(rows, held_out, config.model, limits, allowed, index)
+        _refuse(job.stage, audit)
+        write_json(partial / AUDIT, audit)
+        return {"key": key, "version": rows.folder.name, "stage": job.stage}
+
+    return build_once(root / "audits" / f"{job.stage}-{key}", build)
+
+
+def _audit(
+    rows: Version,
+    held_out: Version | None,
+    model: Model,
+    limits: dict[str, Any],
+    allowed: float,
+    index: Path | None,
+) -> dict[str, Any]:
+    """The version's own audit with what the stage adds."""
+    from reward.audit import token_figures
+    from reward.compare import overlap
+    from reward.contamination import contaminated, eval_split
+    from reward.tokens import audit_tokens, open_tokenizer
+
+    facts = rows.facts()
+    path = str(gguf_file(model.path)) if is_gguf(model.path) else model.path
+    tokenizer = open_tokenizer(path, model.revision, model.chat_template)
+    numbers = facts["row"].tolist()
+    counts = audit_tokens(zip(numbers, rows.records(), strict=True), tokenizer, **limits)
+    found = escalate(
+        counts.findings, {"no_loss_tokens"}, counts.no_loss, allowed * counts.examples
+    )
+    if held_out is not None:
+        shared = overlap(facts, held_out.facts())
+        found += escalate(shared, {"split_overlap"}, len(shared), allowed * len(held_out))
+    if index is not None:
+        leaks = contaminated(rows.records(), numbers, index)
+        found += leaks + eval_split(leaks, len(facts), index)
+    audit: dict[str, Any] = read_json(rows.folder / AUDIT)
+    merged = {(f["row"], f["kind"]): f for f in audit["findings"]}
+    merged |= {(f.row, f.kind): dataclasses.asdict(f) for f in found}
+    audit["findings"] = [merged[key] for key in sorted(merged)]
+    audit["summary"]["tokens"] = token_figures(counts)
+    return audit
+
+
+def _limits(job: Job) -> dict[str, Any]:
+    """How the stage's trainer cuts sequences; see `reward.tokens.audit_tokens`."""
+    max_length = None if job.args.get("packing") else job.args.get("max_length")
+    keeps_end = job.args.get("truncation_mode") == "keep_end"
+    cut = "all" if job.stage == "rm" else "start" if keeps_end else "end"
+    return {"max_length": max_length, "cut": cut}
+
+
+def _refuse(stage: str, audit: dict[str, Any]) -> None:
+    errors = [f for f in audit["findings"] if f["severity"] == Severity.error]
+    reasons = []
+    for kind in dict.fromkeys(f["kind"] for f in errors):
+        of_kind = [f for f in errors if f["kind"] == kind]
+        first = of_kind[0]
+        reasons.append(
+            f"{len(of_kind):,} × {kind}, {KINDS[kind].meaning} (row {first['row']}: {first['detail']}). "
+            f"To put it right: {KINDS[kind].remedy}"
+        )
+    if reasons:
+        raise UserError(f"{stage}.data cannot be trained on: " + " | ".join(reasons))

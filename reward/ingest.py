@@ -1,0 +1,318 @@
+"""From raw rows to records on disk: parsed, normalised and looked through by worker processes.
+
+The set is never whole in memory. Records and their texts go to an Arrow file, batch by batch; what
+stays is one `FACTS` entry a record (about 80 bytes), from which sets are compared and rows chosen.
+"""
+
+import contextlib
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from reward import language, private
+from reward.findings import KINDS, Finding
+from reward.records import (
+    NORMALISERS,
+    Conversation,
+    Preference,
+    Prompt,
+    Rated,
+    Record,
+    detect,
+    number_of,
+)
+from reward.sources import Line, parse
+from reward.turns import BadRow, Message, Row
+
+FIELD = "\x1e"  # ASCII's record separator joins the fields of a record's text
+FACTS = [
+    ("row", "i8"),  # place in the source, from 0
+    ("text", "u8"),  # hashes: of the whole text,
+    ("prompt", "u8"),  # of the prompt without case and spacing,
+    ("opening", "u8"),  # of the first user turn,
+    ("pair", "u8"),  # of the prompt and its two answers in either order (or its one answer);
+    ("side", "?"),  # which of the two orders, or labels, it is
+    ("prompt_chars", "i4"),
+    ("answer_chars", "i4"),  # chosen, for a pair
+    ("rejected_chars", "i4"),
+    ("turns", "i4"),
+    ("examples", "i4"),  # assistant turns to learn from
+    ("margin", "f8"),
+    ("score", "f8"),  # of the column that was asked for
+    ("group", "u8"),  # hash of the value to balance by
+]
+
+_CHUNK = 1000  # rows
+_INLINE = 4 * _CHUNK  # fewer rows are not worth the start of worker processes (about a second)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read and what is mended on the way."""
+
+    format: str | None = None  # None until the first usable row has told
+    is_detected: bool = True
+    repair: bool = False
+    mask: bool = False
+    score: str | None = None  # columns to keep besides the record
+    balance: str | None = None
+
+
+@dataclass
+class Batch:
+    """What a chunk of rows gave."""
+
+    start: int
+    rows: int
+    format: str | None = None
+    records: list[bytes] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    facts: list[tuple[Any, ...]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    repaired: int = 0
+    masked: int = 0
+
+
+def batches(lines: Iterable[Line], reading: Reading, limit: int | None, start: int) -> Iterator[Batch]:
+    """Read rows until `limit` records are there, in their order; many rows are read in parallel.
+
+    Args:
+        lines: from `reward.sources.open_rows`.
+        reading: how to read them.
+        limit: usable rows to read, None for all.
+        start: number of the first row.
+    """
+    numbered = enumerate(lines, start)
+    chunks = iter(lambda: list(islice(numbered, _CHUNK)), [])
+    usable = 0
+    for batch in _read_all(chunks, reading):
+        surplus = 0 if limit is None else usable + len(batch.records) - limit
+        if surplus >= 0 and limit is not None:
+            yield _cut(batch, len(batch.records) - surplus)
+            return
+        usable += len(batch.records)
+        yield batch
+
+
+def _read_all(chunks: Iterator[list[tuple[int, Line]]], reading: Reading) -> Iterator[Batch]:
+    """The first rows here, which tells the format; the rest in worker processes if there is much."""
+    seen = 0
+    for chunk in chunks:
+        batch = read(chunk, reading)
+        reading = replace(reading, format=batch.format)
+        seen += len(chunk)
+        yield batch
+        if reading.format and seen >= _INLINE:
+            break
+    if (rest := next(chunks, None)) is None:
+        return
+    with workers() as pool:
+        yield from in_order(pool, read, ((chunk, reading) for chunk in chain([rest], chunks)))
+
+
+@contextlib.contextmanager
+def workers() -> Iterator[Executor]:
+    """A pool of processes, one a usable core, which ends at once on an error or Ctrl-C."""
+    pool = ProcessPoolExecutor(cores(), multiprocessing.get_context("forkserver"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(pool: Executor, function: Any, calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+    """Results in the order of the calls, with few of them under way: a generator stays a generator."""
+    waiting: deque[Future[Any]] = deque()
+    for arguments in calls:
+        waiting.append(pool.submit(function, *arguments))
+        if len(waiting) > 2 * cores():
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def read(chunk: list[tuple[int, Line]], reading: Reading) -> Batch:
+    """Parse, normalise and look through some rows."""
+    batch = Batch(chunk[0][0], len(chunk), reading.format)
+    records: list[Record] = []
+    kept: list[tuple[int, Row]] = []
+    for number, (place, raw) in chunk:
+        try:
+            row = parse(raw)
+            name, record = _normalise(row, batch.format, reading.is_detected)
+            line = canonical(record)
+        except (BadRow, RecursionError) as error:
+            kind = error.kind if isinstance(error, BadRow) else "wrong_type"
+            reason = str(error) if isinstance(error, BadRow) else "it is nested too deeply"
+            batch.findings.append(Finding(number, kind, KINDS[kind].severity, f"{place}: {reason}"))
+            continue
+        batch.format = name
+        records.append(record)
+        kept.append((number, row))
+        batch.records.append(line)
+        batch.texts.append(text_of(record))
+    _look_through(batch, records, [number for number, _ in kept])
+    if reading.repair or reading.mask:
+        _mend(batch, records, reading, [number for number, _ in kept])
+    batch.facts = [
+        _facts(number, row, record, text, reading)
+        for (number, row), record, text in zip(kept, records, batch.texts, strict=True)
+    ]
+    return batch
+
+
+def canonical(record: Record) -> bytes:
+    """One line of JSON, the same for equal records; fields that say nothing are left out.
+
+    Raises:
+        BadRow: if a field holds what JSON cannot.
+    """
+    fields = {key: value for key, value in vars(record).items() if value is not None}
+    try:
+        return orjson.dumps(fields, default=str, option=orjson.OPT_SORT_KEYS)
+    except TypeError as error:
+        raise BadRow(f"it cannot be written as JSON: {error}") from error
+
+
+def text_of(record: Record) -> str:
+    """What a record says: its fields (prompt, then answers) joined by `FIELD`, turns by line breaks."""
+    return FIELD.join("\n".join(map(_said, part)) for part in parts(record))
+
+
+def parts(record: Record) -> tuple[list[Message], ...]:
+    """The prompt, and the answers to it: none for a prompt alone, two for a pair."""
+    match record:
+        case Conversation(turns):
+            return turns[:-1], turns[-1:]
+        case Preference(prompt, chosen, rejected):
+            return prompt, chosen, rejected
+        case Rated(prompt, completion):
+            return prompt, completion
+        case Prompt(prompt):
+            return (prompt,)
+
+
+def _said(turn: Message) -> str:
+    text: str = turn["content"]
+    if calls := turn.get("tool_calls"):
+        text += orjson.dumps(calls, default=str).decode()
+    return text.replace(FIELD, " ")
+
+
+def _normalise(row: Row, name: str | None, is_detected: bool) -> tuple[str, Record]:
+    """The format and the record of a row; `name` is None until a first row was usable."""
+    name = name or detect(row)
+    record = NORMALISERS[name](row)
+    # A normaliser may fit a row of another format too (a pair has a prompt) and drop half of it.
+    if is_detected and (found := detect(row)) != name:
+        raise BadRow(
+            f"it looks like format {found!r}, the rows before it like {name!r}", "unknown_format"
+        )
+    return name, record
+
+
+def _look_through(batch: Batch, records: list[Record], rows: list[int]) -> None:
+    """Findings that a record's own text gives."""
+
+    def add(kind: str, index: int, detail: str) -> None:
+        batch.findings.append(Finding(rows[index], kind, KINDS[kind].severity, detail))
+
+    for index, detail in language.mojibake(batch.texts):
+        add("mojibake", index, detail)
+    found: dict[tuple[int, str], list[str]] = {}
+    for span in private.find(batch.texts):
+        kind = "secret" if span.kind == "secret" else "pii"
+        found.setdefault((span.index, kind), []).append(private.describe(span))
+    for (index, kind), what in found.items():
+        add(kind, index, ", ".join(what))
+    answers = [answer.split(FIELD)[1] if FIELD in answer else "" for answer in batch.texts]
+    for index, detail in language.refusals(answers):
+        add("refusal", index, detail)
+
+
+def _mend(batch: Batch, records: list[Record], reading: Reading, rows: list[int]) -> None:
+    """Repair and mask the records that have something to mend."""
+    by_row = {row: index for index, row in enumerate(rows)}
+    steps = []
+    if reading.repair:
+        steps.append(("repaired", {"mojibake"}, language.repair))
+    if reading.mask:
+        steps.append(("masked", {"pii", "secret"}, private.mask))
+    for counter, kinds, change in steps:
+        affected = {by_row[f.row] for f in batch.findings if f.kind in kinds and f.row in by_row}
+        for index in affected:
+            for turns in parts(records[index]):
+                for turn in turns:
+                    turn["content"] = change(turn["content"])
+            batch.records[index] = canonical(records[index])
+            batch.texts[index] = text_of(records[index])
+        setattr(batch, counter, getattr(batch, counter) + len(affected))
+
+
+def _facts(number: int, row: Row, record: Record, text: str, reading: Reading) -> tuple[Any, ...]:
+    from xxhash import xxh3_64_intdigest as digest
+
+    fields = text.split(FIELD)
+    prompt = " ".join(fields[0].lower().split())
+    turns = parts(record)
+    first = next((turn["content"] for turn in turns[0] if turn["role"] == "user"), prompt)
+    answers = fields[1:]
+    side = answers == sorted(answers) if len(answers) == 2 else getattr(record, "label", False)
+    margin = record.margin if isinstance(record, Preference) else None
+    return (
+        number,
+        digest(text),
+        digest(prompt),
+        digest(" ".join(first.lower().split())),
+        digest(FIELD.join([prompt, *sorted(answers)])),
+        side,
+        len(fields[0]),
+        len(answers[0]) if answers else 0,
+        len(answers[1]) if len(answers) > 1 else 0,
+        sum(map(len, turns[:2])),
+        _examples(record),
+        float("nan") if margin is None else margin,
+        _column_score(row, reading.score),
+        digest(str(row.get(reading.balance))) if reading.balance else 0,
+    )
+
+
+def _examples(record: Record) -> int:
+    if isinstance(record, Conversation):
+        return sum(turn["role"] == "assistant" for turn in record.messages)
+    return 1
+
+
+def _column_score(row: Row, column: str | None) -> float:
+    """The value of the score column; NaN where there is none."""
+    if column is None or row.get(column) is None:
+        return float("nan")
+    with contextlib.suppress(BadRow):
+        return number_of(row[column], column)
+    return float("nan")
+
+
+def _cut(batch: Batch, count: int) -> Batch:
+    """The batch up to its `count`-th record."""
+    end = batch.facts[count - 1][0] + 1
+    return replace(
+        batch,
+        rows=end - batch.start,
+        records=batch.records[:count],
+        texts=batch.texts[:count],
+        facts=batch.facts[:count],
+        findings=[finding for finding in batch.findings if finding.row < end],
+    )
