@@ -8,26 +8,31 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from evals.documents import write_documents
+
 from align.artifact import Job
 from conf.entry import UserError
-from conf.schema import Align, Model
+from conf.schema import Align, Model, Suite
 from evals.gguf import gguf_file, is_gguf
 from evals.models import identity
-from reward.data import AUDIT, Version
+from evals.provenance import versions
 from reward.findings import KINDS, Severity, escalate
+from reward.ingest import workers
+from reward.leaks import build_index
 from reward.store import build_once, content_key, fingerprint, read_json, source_key, write_json
+from reward.versions import AUDIT, Version
 
 _HERE = Path(__file__)
 _REWARD = _HERE.parent.parent / "reward"
 
 
-def pass_gate(job: Job, config: Align, allowed: float, index: Path | None) -> Path:
+def pass_gate(job: Job, config: Align, index: Path | None) -> Path:
     """The folder with the audit of a stage's rows, as the stage will see them.
 
     Args:
-        job: the stage.
+        job: the stage. Its `data.max_bad_fraction` is also the share of examples without a token to
+            learn from, and of held-out prompts among the rows, that is a warning and no error.
         config: the experiment.
-        allowed: share of rows without a token to learn from, and of held-out prompts among the rows.
         index: of the benchmarks in use, or None.
 
     Raises:
@@ -37,6 +42,7 @@ def pass_gate(job: Job, config: Align, allowed: float, index: Path | None) -> Pa
     rows = Version.load(job.data)
     held_out = Version.load(job.eval_data) if job.eval_data else None
     limits = _limits(job)
+    allowed: float = getattr(config, job.stage).data.max_bad_fraction
     key = content_key(
         {
             "rows": rows.folder.name,
@@ -60,6 +66,35 @@ def pass_gate(job: Job, config: Align, allowed: float, index: Path | None) -> Pa
     return build_once(root / "audits" / f"{job.stage}-{key}", build)
 
 
+def suites_index(config: Align) -> Path | None:
+    """The index of all documents that the experiment's suites score; None without suites.
+
+    Raises:
+        UserError: if the documents cannot be had: the evaluation could not have them either.
+    """
+    suites = config.evaluation.suites
+    folder = Path(config.paths.root) / "cache" / "documents"
+    if not suites:
+        return None
+    files = [_documents(suite, folder) for suite in suites.values()]
+    index = folder / f"index-{content_key([file.name for file in files])}.arrow"
+    if not index.is_file():
+        build_index([str(file) for file in files], folder).replace(index)
+    return index
+
+
+def _documents(suite: Suite, folder: Path) -> Path:
+    """The file with the documents of a suite, written unless it is there."""
+    include = suite.include_path and fingerprint(Path(suite.include_path).expanduser())
+    key = content_key([suite.tasks, suite.source.value, include, versions("lm-eval")])
+    file = folder / f"{key}.jsonl"
+    if not file.is_file():
+        # In a process of its own: lm-eval and what it loads would stay in this one to the end.
+        with workers() as pool:
+            pool.submit(write_documents, suite, file).result()
+    return file
+
+
 def _audit(
     rows: Version,
     held_out: Version | None,
@@ -71,7 +106,8 @@ def _audit(
     """The version's own audit with what the stage adds."""
     from reward.audit import token_figures
     from reward.compare import overlap
-    from reward.contamination import contaminated, eval_split
+    from reward.ingest import text_of
+    from reward.leaks import find_leaks
     from reward.tokens import audit_tokens, open_tokenizer
 
     facts = rows.facts()
@@ -79,15 +115,12 @@ def _audit(
     tokenizer = open_tokenizer(path, model.revision, model.chat_template)
     numbers = facts["row"].tolist()
     counts = audit_tokens(zip(numbers, rows.records(), strict=True), tokenizer, **limits)
-    found = escalate(
-        counts.findings, {"no_loss_tokens"}, counts.no_loss, allowed * counts.examples
-    )
+    found = escalate(counts.findings, {"no_loss_tokens"}, counts.no_loss, allowed * counts.examples)
     if held_out is not None:
         shared = overlap(facts, held_out.facts())
         found += escalate(shared, {"split_overlap"}, len(shared), allowed * len(held_out))
     if index is not None:
-        leaks = contaminated(rows.records(), numbers, index)
-        found += leaks + eval_split(leaks, len(facts), index)
+        found += find_leaks(map(text_of, rows.records()), numbers, index)
     audit: dict[str, Any] = read_json(rows.folder / AUDIT)
     merged = {(f["row"], f["kind"]): f for f in audit["findings"]}
     merged |= {(f.row, f.kind): dataclasses.asdict(f) for f in found}

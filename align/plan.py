@@ -15,8 +15,9 @@ from evals.gguf import converted_folder, is_gguf
 from evals.models import check, identity, is_local
 from evals.provenance import versions
 from evals.run import Request, check_request
+from reward.data import check_training_split, prepare
 from reward.store import content_key, fingerprint, is_complete, source_key
-from reward.data import Version, check_training_split, prepare
+from reward.versions import Version
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _job(
         key=key,
         model=model,
         data=rows.folder,
-        eval_data=held_out and held_out.folder,
+        eval_data=held_out.folder if held_out else None,
         args=stage.args,
         peft=stage.peft,
         deepspeed=config.deepspeed,

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -14,15 +15,17 @@ from typing import Any
 
 from align import launch
 from align.artifact import Job, Manifest
+from align.gate import pass_gate, suites_index
 from align.plan import STAGES, Plan, make_plan, preflight
 from align.stages.common import METRICS
 from conf.entry import UserError
 from conf.schema import Align
 from evals.report import build_report, leaderboard_rows
 from evals.results import EvalResult, compare
-from reward.store import MANIFEST, build_once, content_key, is_complete, read_json, write_json
 from evals.track import Tracker, redact
 from evals.worker import request_to_json
+from reward.store import MANIFEST, build_once, content_key, is_complete, read_json, write_json
+from reward.versions import AUDIT
 
 # Overrides that say which run this is or where it goes, not which arm of the experiment.
 _NOT_AN_ARM = re.compile(r"^\+*(experiment|seed|paths|track|launch|plan_only|hydra|name|title)\b")
@@ -41,6 +44,7 @@ def run(config: Align, overrides: list[str]) -> float | None:
         return None
     started = time.time()
     experiment = _Run(config, overrides, plan)
+    experiment.check_data()
     stages = [experiment.train(job) for job in plan.jobs]
     if config.launch.node_rank > 0:
         return None  # machine 0 evaluates
@@ -96,7 +100,20 @@ class _Run:
             / f"{_slug(self.label) or 'run'}-seed{config.seed}-{self.key[:8]}"
         )
         self.has_worked = False
+        self.audits: dict[str, Path] = {}  # stage → folder
         self.tracker = Tracker(config.track, config.name, self.root, plain | {"arm": self.label})
+
+    def check_data(self) -> None:
+        """Pass the gate with every stage's rows before the first stage starts.
+
+        Raises:
+            UserError: if a stage cannot be trained on its rows.
+        """
+        index = suites_index(self.config) if self.plan.jobs else None
+        for job in self.plan.jobs:
+            self.audits[job.stage] = pass_gate(job, self.config, index)
+            if not is_complete(job.out):
+                print(f"{job.stage:10} {_findings_line(self.audits[job.stage])}")
 
     def train(self, job: Job) -> dict[str, Any]:
         """The record of a stage, built unless it is there."""
@@ -199,6 +216,11 @@ class _Run:
             evaluations.append(
                 {"policy": policy, "quantizer": quantizer, "suite": suite, "path": str(path)}
             )
+        for job in self.plan.jobs:
+            folder = self.folder / "data" / job.stage
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.audits[job.stage] / AUDIT, folder / AUDIT)
+            shutil.copyfile(job.data / MANIFEST, folder / MANIFEST)
         config = self.config
         write_json(self.folder / "config.json", redact(_plain(config)))
         record = {
@@ -266,6 +288,15 @@ def _arm(config: dict[str, Any]) -> str:
 
 def _without(mapping: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in mapping.items() if name != key}
+
+
+def _findings_line(audit: Path) -> str:
+    """How many findings of which kind, most first."""
+    findings = read_json(audit / AUDIT)["findings"]
+    counts = Counter(finding["kind"] for finding in findings if finding["severity"] != "note")
+    return "data: " + (
+        ", ".join(f"{n:,} {kind}" for kind, n in counts.most_common()) or "no findings"
+    )
 
 
 def _slug(text: str) -> str:

@@ -92,7 +92,9 @@ class Source:
 class Portion(Source):
     """A further set that is mixed in, such as general data against forgetting (replay)."""
 
-    weight: float = 0.1  # its rows for each row of the main set; the set is taken whole where it has fewer
+    weight: float = (
+        0.1  # its rows for each row of the main set; the set is taken whole where it has fewer
+    )
 
 
 @dataclass
@@ -101,13 +103,19 @@ class Clean:
 
     repair: bool = False  # mend text that was decoded with the wrong encoding
     mask: bool = False  # write [EMAIL], [PHONE], [SECRET]… for personal data and secrets
-    drop: list[str] = field(default_factory=list)  # kinds in reward.findings.KINDS whose rows are dropped
+    drop: list[str] = field(
+        default_factory=list
+    )  # kinds in reward.findings.KINDS whose rows are dropped
     min_chars: int | None = None  # of an answer, the shorter one of a pair
     max_chars: int | None = None  # of the prompt with its answer, the longer one of a pair
-    score: str | None = None  # column with a quality or reward score, for the next two and for `order`
+    score: str | None = (
+        None  # column with a quality or reward score, for the next two and for `order`
+    )
     min_score: float | None = None
     max_score: float | None = None
-    balance: str | None = None  # column whose values shall be equally frequent (the surplus is dropped at random)
+    balance: str | None = (
+        None  # column whose values shall be equally frequent (the surplus is dropped at random)
+    )
 
 
 @dataclass
@@ -118,9 +126,13 @@ class Data(Source):
     max_bad_fraction: float = 0.01
     clean: Clean = field(default_factory=Clean)
     part: Part = Part.all  # of a split by prompt: rows with one first user turn stay together
-    fractions: list[float] = field(default_factory=lambda: [0.9, 0.05, 0.05])  # train, validation, test
+    fractions: list[float] = field(
+        default_factory=lambda: [0.9, 0.05, 0.05]
+    )  # train, validation, test
     mix: dict[str, Portion] = field(default_factory=dict)  # further sets by a name of yours
-    order: Order = Order.source  # anything but `source` and `shuffled` is a curriculum: the trainer keeps it
+    order: Order = (
+        Order.source
+    )  # anything but `source` and `shuffled` is a curriculum: the trainer keeps it
     seed: int = 0  # of split, balance, mix and shuffling; the run's own seed is another
     allow_eval_split: bool = False  # train on rows that are named, or used, as an evaluation split
 

@@ -14,11 +14,13 @@ from typing import Any
 
 from conf.entry import UserError, plainly
 from conf.schema import Data
-from reward.data import Examined, check, examine, record_of
+from reward.data import Examined, check, examine
 from reward.findings import KINDS as FINDING_KINDS
 from reward.findings import Finding, Severity
+from reward.leaks import build_index
 from reward.records import KINDS
 from reward.store import write_json
+from reward.versions import read_lines, record_of
 
 _SAMPLE = 2000  # texts for the language statistics
 _SHOWN = 90  # characters of an example
@@ -87,9 +89,9 @@ def _figure_lines(summary: dict[str, Any]) -> list[str]:
         )
     if tokens := summary.get("tokens"):
         lines.append(
-            f"{tokens['examples']:,} examples, {tokens['loss']:,} tokens with loss; longest prompt {tokens['longest_prompt']:,}, "
-            f"longest answer {tokens['longest_answer']:,} tokens; truncated {tokens['truncated']:,}, without loss "
-            f"{tokens['no_loss']:,}"
+            f"{tokens['examples']:,} examples, {tokens['loss']:,} tokens with loss; "
+            f"longest prompt {tokens['longest_prompt']:,} tokens, answer {tokens['longest_answer']:,}; "
+            f"truncated {tokens['truncated']:,}, without loss {tokens['no_loss']:,}"
         )
     return lines
 
@@ -98,7 +100,9 @@ def _verdict(audit: dict[str, Any]) -> str:
     errors = sum(f["severity"] == "error" for f in audit["findings"])
     warnings = sum(f["severity"] == "warning" for f in audit["findings"])
     if errors:
-        kinds = list(dict.fromkeys(f["kind"] for f in audit["findings"] if f["severity"] == "error"))
+        kinds = list(
+            dict.fromkeys(f["kind"] for f in audit["findings"] if f["severity"] == "error")
+        )
         fixes = "; ".join(f"{kind}: {FINDING_KINDS[kind].remedy}" for kind in kinds)
         return f"{errors:,} errors: a run would stop. {fixes}"
     return f"no error, {warnings:,} warnings: a run would go on"
@@ -139,15 +143,13 @@ def audit(
     Raises:
         UserError: if it cannot be read.
     """
-    from reward.contamination import eval_split
-    from reward.data import read_lines
     from reward.tokens import audit_tokens, open_tokenizer
 
     check(data, "data")
     tokenizer = open_tokenizer(model) if model else None
     with tempfile.TemporaryDirectory() as scratch:
         examined = examine(data, kind, Path(scratch), "data", index)
-        more = eval_split(examined.findings, len(examined.facts), index) if index else []
+        more: list[Finding] = []
         counts = None
         if tokenizer is not None:
             rows = examined.facts["row"].tolist()
@@ -164,7 +166,9 @@ def main() -> None:
     """Audit a data set; exit code 2 when it cannot be read, 1 when --fail-on finds something."""
     parser = argparse.ArgumentParser(prog="python -m reward.audit", description=main.__doc__)
     parser.add_argument("path", help="file, folder, glob, hub id, demo:NAME or data version")
-    parser.add_argument("--kind", required=True, choices=list(KINDS), help="what a stage would train on")
+    parser.add_argument(
+        "--kind", required=True, choices=list(KINDS), help="what a stage would train on"
+    )
     parser.add_argument("--format", default="auto", help="how to read the rows; default: detected")
     parser.add_argument("--split", default="train", help="split of a hub data set")
     parser.add_argument("--name", help="configuration of a hub data set")
@@ -194,7 +198,7 @@ def main() -> None:
             limit=given.limit,
         )
         with tempfile.TemporaryDirectory() as folder:
-            index = _index(given.against, Path(folder))
+            index = build_index(given.against, Path(folder)) if given.against else None
             result = audit(data, given.kind, given.model, given.max_length, index)
         if given.json:
             given.json.parent.mkdir(parents=True, exist_ok=True)
@@ -203,12 +207,6 @@ def main() -> None:
         severities = {f["severity"] for f in result["findings"]}
     if given.fail_on and severities & {"error", given.fail_on}:
         sys.exit(1)
-
-
-def _index(against: list[str], folder: Path) -> Path | None:
-    from reward.contamination import build_index
-
-    return build_index(against, folder) if against else None
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def part_of(openings: Array, fractions: list[float], seed: int) -> Array:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     place = (mixed ^ (mixed >> np.uint64(31))) / 2.0**64
-    return np.searchsorted(np.cumsum(fractions)[:2], place, side="right")
+    return np.asarray(np.searchsorted(np.cumsum(fractions)[:2], place, side="right"))
 
 
 def _masks(facts: Array, findings: list[Finding], data: Data) -> Iterator[tuple[str, Array]]:

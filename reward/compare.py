@@ -28,8 +28,8 @@ def compare_rows(facts: Facts, texts: Path, processes: int) -> list[Finding]:
     partner = _first(facts["pair"])
     conflicts = np.flatnonzero(facts["side"] != facts["side"][partner])
     told = {*exact.tolist(), *conflicts.tolist()}
-    findings = [_finding(rows, "exact_duplicate", i, first[i]) for i in exact]
-    findings += [_finding(rows, "label_conflict", i, partner[i]) for i in conflicts]
+    findings = [_finding(rows, "exact_duplicate", int(i), int(first[i])) for i in exact]
+    findings += [_finding(rows, "label_conflict", int(i), int(partner[i])) for i in conflicts]
     for near in near_duplicates(texts, processes=processes):
         if near.index not in told:
             alike = f", {near.similarity:.0%} alike"
@@ -40,7 +40,10 @@ def compare_rows(facts: Facts, texts: Path, processes: int) -> list[Finding]:
 def overlap(train: Facts, held_out: Facts) -> list[Finding]:
     """Training rows whose prompt is among the held-out rows."""
     shared = np.flatnonzero(np.isin(train["prompt"], held_out["prompt"]))
-    where = {int(prompt): int(row) for prompt, row in zip(held_out["prompt"], held_out["row"], strict=True)}
+    where = {
+        int(prompt): int(row)
+        for prompt, row in zip(held_out["prompt"], held_out["row"], strict=True)
+    }
     return [
         Finding(
             int(train["row"][i]),
@@ -71,10 +74,13 @@ def figures(facts: Facts, sample: list[str]) -> dict[str, Any]:
     names = {"prompt_chars": "prompt", "answer_chars": "chosen" if is_pair else "answer"}
     names |= {"rejected_chars": "rejected"} if is_pair else {}
     found["chars"] = {
-        name: dict(zip(map(str, _QUANTILES), np.percentile(facts[key], _QUANTILES).tolist(), strict=True))
+        name: dict(
+            zip(map(str, _QUANTILES), np.percentile(facts[key], _QUANTILES).tolist(), strict=True)
+        )
         for key, name in names.items()
     }
-    found["turns"] = {str(n): int(count) for n, count in zip(*np.unique(facts["turns"], return_counts=True), strict=True)}
+    turns, counts = np.unique(facts["turns"], return_counts=True)
+    found["turns"] = {str(n): int(count) for n, count in zip(turns, counts, strict=True)}
     if is_pair:
         found["length_gap"] = _length_gap(facts)
     return found

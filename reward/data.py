@@ -1,43 +1,35 @@
-"""Data versions: rows become records on disk, looked through, cleaned and named by their content.
-
-A version is a folder that is built once:
-
-    manifest.json   sources, steps with counts, fingerprint; written last
-    records.arrow   a record a row, as canonical JSON, in the order of training
-    facts.npy       what is known of each record, see `reward.ingest.FACTS`
-    audit.json      findings and figures, see `reward.audit`
-    removed.jsonl   rows that a cleaning step took out, and the step
-
-The source is never changed, and a version never is: going back is naming the older one.
-"""
+"""From a source to a data version: read, looked through, cleaned, written, named by its content."""
 
 import hashlib
 import inspect
 import json
 import re
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
-from conf.schema import Data, Order, Part, Source
+from conf.schema import Data, Part, Source
 from reward import sources
 from reward.findings import UNUSABLE, Finding, escalate
-from reward.records import KINDS, NORMALISERS, Record, detect
+from reward.records import KINDS, NORMALISERS
 from reward.store import (
-    MANIFEST,
     build_once,
     content_key,
-    read_json,
     source_key,
     write_json,
 )
-from reward.turns import Row
-
-RECORDS, FACTS_FILE, AUDIT, REMOVED = "records.arrow", "facts.npy", "audit.json", "removed.jsonl"
+from reward.versions import (
+    AUDIT,
+    FACTS_FILE,
+    RECORDS,
+    REMOVED,
+    Version,
+    is_version,
+    read_column,
+)
 
 _SHOWN_PROBLEMS = 5
 _BATCH = 1000  # records; fixed, so that equal records are equal bytes
@@ -50,44 +42,9 @@ _NEEDS = {
     "rated": "answers that are wanted or not (kto)",
     "prompts": "prompts alone (prompt)",
 }
-_EVAL_NAME = re.compile(r"(^|[._-])(test|validation|valid|val|dev|eval|held[._-]?out)([._-]|$)", re.I)
-
-
-@dataclass(frozen=True)
-class Version:
-    """A data version on disk."""
-
-    folder: Path
-    manifest: dict[str, Any]
-
-    @classmethod
-    def load(cls, folder: Path) -> "Version":
-        """The version in a folder."""
-        return cls(folder, read_json(folder / MANIFEST))
-
-    def __len__(self) -> int:
-        return int(self.manifest["records"])
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that name the records and their order, whatever they were made from."""
-        return str(self.manifest["fingerprint"])
-
-    @property
-    def is_ordered(self) -> bool:
-        """Whether the order is a curriculum that the trainer must keep."""
-        return self.manifest["order"] not in (Order.source.value, Order.shuffled.value)
-
-    def records(self) -> Iterator[Record]:
-        """The records, read as they are asked for."""
-        for line in read_lines(self.folder / RECORDS):
-            yield record_of(line)
-
-    def facts(self) -> Any:
-        """(records,) structured array, see `reward.ingest.FACTS`."""
-        import numpy as np
-
-        return np.load(self.folder / FACTS_FILE)
+_EVAL_NAME = re.compile(
+    r"(^|[._-])(test|validation|valid|val|dev|eval|held[._-]?out)([._-]|$)", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +65,9 @@ class Examined:
         return sum(source["rows"] for source in self.described)
 
 
-def prepare(data: Data, kind: str, root: Path, where: str = "data", index: Path | None = None) -> Version:
+def prepare(
+    data: Data, kind: str, root: Path, where: str = "data", index: Path | None = None
+) -> Version:
     """The version that `data` describes, built unless it is there.
 
     Args:
@@ -156,7 +115,7 @@ def examine(
     import numpy as np
     import pyarrow as pa
 
-    from reward import compare, contamination, ingest
+    from reward import compare, ingest, leaks
 
     clean = data.clean
     facts: list[Any] = []
@@ -188,13 +147,16 @@ def examine(
                 facts.append(np.array(batch.facts, dtype=ingest.FACTS))
                 owners += [number] * len(batch.records)
                 repaired, masked = repaired + batch.repaired, masked + batch.masked
-                columns = [pa.array(batch.records, pa.large_binary()), pa.array(batch.texts, pa.large_string())]
+                columns = [
+                    pa.array(batch.records, pa.large_binary()),
+                    pa.array(batch.texts, pa.large_string()),
+                ]
                 writer.write_batch(pa.record_batch(columns, schema=schema))
             described.append(_described(source, found, start - first))
     table = np.concatenate(facts) if facts else np.empty(0, ingest.FACTS)
     findings += compare.compare_rows(table, texts, ingest.cores())
     if index is not None:
-        findings += contamination.findings(texts, table["row"], index)
+        findings += leaks.find_leaks(read_column(texts, "text"), table["row"].tolist(), index)
     findings = _with_severity(findings, start, data.max_bad_fraction)
     return Examined(texts, table, np.array(owners), described, findings, repaired, masked)
 
@@ -217,7 +179,9 @@ def check(data: Data, where: str) -> None:
                 f"{did_you_mean(source.format, formats)} There are: {', '.join(formats)}"
             )
         if source.limit is not None and source.limit < 1:
-            raise UserError(f"{where}.limit={source.limit} must be at least 1; null takes every row")
+            raise UserError(
+                f"{where}.limit={source.limit} must be at least 1; null takes every row"
+            )
     if not 0 <= data.max_bad_fraction <= 1:
         fraction = f"{where}.max_bad_fraction={data.max_bad_fraction}"
         raise UserError(f"{fraction} must lie between 0 and 1")
@@ -234,7 +198,7 @@ def check_training_split(data: Data, where: str) -> None:
         return
     for source in (data, *data.mix.values()):
         folder = Path(source.source).expanduser()
-        made_of = Version.load(folder).manifest["part"] if sources.is_version(folder) else "all"
+        made_of = Version.load(folder).manifest["part"] if is_version(folder) else "all"
         local = sources.local_files(source.source) if not source.source.startswith("demo:") else []
         names = [path.name.split(".jsonl")[0].split(".json")[0] for path in local]
         called = [source.split] if not local and "/" in source.source else names
@@ -246,43 +210,6 @@ def check_training_split(data: Data, where: str) -> None:
                 f"evaluated on. Use the train split, or set {where}.allow_eval_split=true if these rows are in no "
                 "evaluation of yours"
             )
-
-
-def read_lines(path: Path) -> Iterator[bytes]:
-    """The canonical JSON of each record in an Arrow file."""
-    import pyarrow as pa
-
-    with pa.memory_map(str(path)) as file:
-        reader = pa.ipc.open_file(file)
-        for number in range(reader.num_record_batches):
-            for value in reader.get_batch(number).column("record"):
-                yield value.as_py()
-
-
-def record_of(line: bytes) -> Record:
-    """The record that was written as canonical JSON."""
-    row = json.loads(line)
-    return NORMALISERS[detect(row)](row)
-
-
-def to_trl(record: Record) -> Iterator[Row]:
-    """The rows that TRL's trainers read for a record, in its conversational form.
-
-    A conversation becomes one row for each assistant turn, with all earlier turns as the prompt. So
-    the loss falls on every assistant turn and on nothing else, whatever the chat template is; the
-    alternative, TRL's `assistant_only_loss`, needs a template with generation markers, which most
-    models lack. The price is that a conversation of n answers is read n times.
-    """
-    fields = {key: value for key, value in vars(record).items() if value is not None}
-    if "tools" in fields:  # their schemas differ from row to row, which Arrow's columns cannot
-        fields["tools"] = json.dumps(fields["tools"])
-    turns = fields.pop("messages", None)
-    if turns is None:
-        yield fields
-        return
-    for at, turn in enumerate(turns):
-        if turn["role"] == "assistant":
-            yield {"prompt": turns[:at], "completion": [turn], **fields}
 
 
 def _settings(data: Data) -> dict[str, Any]:
@@ -391,7 +318,7 @@ def _write(folder: Path, data: Data, examined: Examined, where: str) -> dict[str
 def _part(data: Data) -> str:
     """The part that a version is, or that it was made from."""
     folder = Path(data.source).expanduser()
-    if data.part is Part.all and sources.is_version(folder):
+    if data.part is Part.all and is_version(folder):
         return str(Version.load(folder).manifest["part"])
     return data.part.value
 

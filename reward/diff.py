@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from conf.entry import UserError, plainly
-from reward.data import RECORDS, Version, read_lines
-from reward.sources import is_version
 from reward.store import write_json
+from reward.versions import RECORDS, Version, is_version, read_lines
 
 _SHOWN = 3
 _WIDTH = 100
@@ -71,7 +70,9 @@ def table(found: dict[str, Any], a: Version, b: Version) -> str:
     ):
         for place in places[:_SHOWN]:
             line = next(islice(read_lines(version.folder / RECORDS), place, None)).decode()
-            lines.append(f"{sign} {place}: {line if len(line) < _WIDTH else line[: _WIDTH - 1] + '…'}")
+            lines.append(
+                f"{sign} {place}: {line if len(line) < _WIDTH else line[: _WIDTH - 1] + '…'}"
+            )
     return "\n".join(lines)
 
 

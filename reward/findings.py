@@ -74,9 +74,7 @@ KINDS: dict[str, Kind] = {
     "contamination": Kind(
         Severity.warning, "text of a benchmark that is in use", _drop("contamination")
     ),
-    "eval_split": Kind(
-        Severity.error, "the rows are an evaluation split", "train on other rows"
-    ),
+    "eval_split": Kind(Severity.error, "the rows are an evaluation split", "train on other rows"),
     "split_overlap": Kind(
         Severity.warning,
         "the prompt is in the held-out rows too",
@@ -105,8 +103,9 @@ KINDS: dict[str, Kind] = {
 }
 
 
-
-def escalate(findings: list[Finding], kinds: Container[str], bad: int, allowed: float) -> list[Finding]:
+def escalate(
+    findings: list[Finding], kinds: Container[str], bad: int, allowed: float
+) -> list[Finding]:
     """The findings, those of `kinds` as errors when `bad` of them are more than are allowed."""
     if bad <= allowed:
         return findings

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 import orjson
+from xxhash import xxh3_64_intdigest
 
 from reward import language, private
 from reward.findings import KINDS, Finding
@@ -81,7 +81,9 @@ class Batch:
     masked: int = 0
 
 
-def batches(lines: Iterable[Line], reading: Reading, limit: int | None, start: int) -> Iterator[Batch]:
+def batches(
+    lines: Iterable[Line], reading: Reading, limit: int | None, start: int
+) -> Iterator[Batch]:
     """Read rows until `limit` records are there, in their order; many rows are read in parallel.
 
     Args:
@@ -263,8 +265,6 @@ def _mend(batch: Batch, records: list[Record], reading: Reading, rows: list[int]
 
 
 def _facts(number: int, row: Row, record: Record, text: str, reading: Reading) -> tuple[Any, ...]:
-    from xxhash import xxh3_64_intdigest as digest
-
     fields = text.split(FIELD)
     prompt = " ".join(fields[0].lower().split())
     turns = parts(record)
@@ -274,10 +274,10 @@ def _facts(number: int, row: Row, record: Record, text: str, reading: Reading) -
     margin = record.margin if isinstance(record, Preference) else None
     return (
         number,
-        digest(text),
-        digest(prompt),
-        digest(" ".join(first.lower().split())),
-        digest(FIELD.join([prompt, *sorted(answers)])),
+        _hash(text),
+        _hash(prompt),
+        _hash(" ".join(first.lower().split())),
+        _hash(FIELD.join([prompt, *sorted(answers)])),
         side,
         len(fields[0]),
         len(answers[0]) if answers else 0,
@@ -286,8 +286,12 @@ def _facts(number: int, row: Row, record: Record, text: str, reading: Reading) -
         _examples(record),
         float("nan") if margin is None else margin,
         _column_score(row, reading.score),
-        digest(str(row.get(reading.balance))) if reading.balance else 0,
+        _hash(str(row.get(reading.balance))) if reading.balance else 0,
     )
+
+
+def _hash(text: str) -> int:
+    return int(xxh3_64_intdigest(text.encode()))
 
 
 def _examples(record: Record) -> int:

@@ -29,7 +29,6 @@ from reward.turns import (
     turns_of,
 )
 
-
 Tools = list[Any] | None  # JSON schemas of the tools that the assistant may call
 
 
@@ -192,7 +191,7 @@ def ultrafeedback(row: Row) -> Preference:
         if not isinstance(item, dict):
             raise BadRow(f"{where} is {kind_of(item)}, expected an object with response")
         score = item.get("overall_score", item.get("score"))
-        answer = check_turn(make_turn("assistant", item.get("response")), where)
+        answer = check_turn({"role": "assistant", "content": item.get("response")}, where)
         scored.append((number_of(score, f"the score of {where}"), answer))
     worst, best = min(scored, key=_score), max(scored, key=_score)
     margin = best[0] - worst[0]
@@ -320,7 +319,9 @@ def _check_answer(prompt: list[Message], answer: list[Message], name: str) -> No
     check_order(prompt + answer, f"prompt and {name}: ")
     for place, turn in (("begins", answer[0]), ("ends", answer[-1])):
         if (role := turn["role"]) != "assistant":
-            raise BadRow(f"{name!r} {place} with role {role!r}, expected assistant", "bad_role_order")
+            raise BadRow(
+                f"{name!r} {place} with role {role!r}, expected assistant", "bad_role_order"
+            )
 
 
 def _split(

@@ -24,8 +24,9 @@ from conf.entry import UserError
 from conf.passthrough import did_you_mean
 from conf.schema import Source
 from reward import demo
-from reward.store import MANIFEST, content_key, fingerprint, is_complete, read_json
+from reward.store import MANIFEST, content_key, fingerprint, read_json
 from reward.turns import BadRow, Row
+from reward.versions import RECORDS, is_version, read_lines
 
 # A row as it is read: bytes are a line of JSON that nobody has parsed yet, so that worker processes
 # can do it.
@@ -93,11 +94,6 @@ def identity(data: Source, where: str, cache: Path) -> list[str]:
         return [str(_hub_dataset(data, where)._fingerprint)]
     open_rows(data, where)  # says what is missing
     return []
-
-
-def is_version(folder: Path) -> bool:
-    """Whether a folder is a data version, see `reward.data`."""
-    return is_complete(folder) and (folder / "records.arrow").is_file()
 
 
 def local_files(source: str) -> list[Path]:
@@ -230,8 +226,11 @@ def _read_json(file: BinaryIO) -> Iterator[Numbered]:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     for number, row in enumerate(rows, 1):
-        yield number, row if isinstance(row, dict) else BadRow(
-            "it is not an object with keys and values", "broken_line"
+        yield (
+            number,
+            row
+            if isinstance(row, dict)
+            else BadRow("it is not an object with keys and values", "broken_line"),
         )
 
 
@@ -280,8 +279,6 @@ def _demo_rows(data: Source, where: str) -> Iterator[Line]:
 
 
 def _version_rows(folder: Path) -> Iterator[Line]:
-    from reward.data import RECORDS, read_lines
-
     for number, line in enumerate(read_lines(folder / RECORDS), 1):
         yield f"{folder.name}:{number}", line
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from conf.entry import UserError
-from reward.data import to_trl
 from reward.findings import KINDS, Finding
 from reward.records import Record
-
+from reward.versions import to_trl
 
 
 @dataclass
@@ -22,7 +21,9 @@ class TokenAudit:
     no_loss: int = 0
     truncated: int = 0
     prompt: list[int] = field(default_factory=list)
-    answer: list[int] = field(default_factory=list)  # longest answer of an example, with its end token
+    answer: list[int] = field(
+        default_factory=list
+    )  # longest answer of an example, with its end token
     loss: int = 0  # tokens that carry loss
 
 
@@ -133,7 +134,9 @@ def _look(
         found["double_bos"] = f"prompt and {name} begin with {tokenizer.bos_token!r} twice"
     if start < len(prompt):
         rest = tokenizer.decode(prompt[start:])
-        found["prefix_mismatch"] = f"with {name}, the prompt's end {rest[:60]!r} is written otherwise"
+        found["prefix_mismatch"] = (
+            f"with {name}, the prompt's end {rest[:60]!r} is written otherwise"
+        )
     if eos is not None and eos not in whole[start:]:
         found["missing_eos"] = f"{name} does not end with {tokenizer.eos_token!r}"
     if kept < len(whole):
@@ -162,4 +165,7 @@ def _common(left: list[int], right: list[int]) -> int:
     """Length of the longest common beginning."""
     if right[: len(left)] == left:
         return len(left)
-    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b),
+        min(len(left), len(right)),
+    )

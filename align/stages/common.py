@@ -14,7 +14,7 @@ from conf.schema import Model
 from evals.models import load_tokenizer, local_path, merge_adapter
 from evals.provenance import provenance
 from reward.store import MANIFEST, write_json
-from reward.data import Version, to_trl
+from reward.versions import Version, to_trl
 
 METRICS = "metrics.jsonl"
 ADAPTER = "adapter"
@@ -23,9 +23,7 @@ ADAPTER = "adapter"
 PEFT_CONFIGS = {"lora": "LoraConfig"}
 
 
-def run_stage(
-    job: Job, config_class: type[Any], trainer_class: type[Any], task_type: str
-) -> None:
+def run_stage(job: Job, config_class: type[Any], trainer_class: type[Any], task_type: str) -> None:
     """Train `job` with a TRL trainer and leave a model folder with a manifest in `job.out`.
 
     Args:
@@ -94,7 +92,9 @@ def dataset(rows: Version, cache: Path) -> Any:
     # Messages may have further keys (tool calls) that differ from row to row: columns of structs
     # would fill them with null.
     types = {list: List(Json()), str: Value("string"), float: Value("float64"), bool: Value("bool")}
-    features = {name: types[type(value)] for name, value in first.items()} | {"tools": Value("string")}
+    features = {name: types[type(value)] for name, value in first.items()} | {
+        "tools": Value("string")
+    }
     if not np.isfinite(rows.facts()["margin"]).all():  # a trainer wants all margins or none
         features.pop("margin", None)
 

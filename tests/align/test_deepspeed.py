@@ -13,8 +13,8 @@ from align import launch
 from align.artifact import Job
 from conf.entry import CONF_DIR
 from conf.schema import Data, Launch, LaunchKind, Model, Peft
-from reward.store import write_json
 from reward.data import load
+from reward.store import write_json
 
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None, reason="DeepSpeed builds a CPU extension with g++"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from hypothesis import strategies as st
 from conf.entry import UserError
 from conf.schema import Data
 from reward import demo
-from reward.data import Loaded, load, to_trl
-from reward.records import KINDS, NORMALISERS, Conversation, Preference, Prompt
+from reward.data import prepare
+from reward.findings import UNUSABLE
+from reward.records import KINDS, NORMALISERS, Conversation, Preference, Prompt, Record
+from reward.versions import AUDIT, to_trl
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -33,6 +36,37 @@ ROWS = [
     {"instruction": 'Quote "it",', "input": "", "output": "a\nb"},
 ]
 GOOD = b'{"question": "a", "answer": "b"}'
+
+
+@dataclass
+class Problem:
+    where: str
+    reason: str
+
+
+@dataclass
+class Loaded:
+    records: list[Record]
+    rows: int
+    dropped: list[Problem]
+    format: str
+    fingerprint: str
+
+
+def load(data: Data, kind: str, where: str = "data") -> Loaded:
+    """A version, whole in memory, and what it left out."""
+    with tempfile.TemporaryDirectory() as root:
+        version = prepare(data, kind, Path(root), where)
+        found = json.loads((version.folder / AUDIT).read_text())["findings"]
+        dropped = [
+            Problem(*f["detail"].split(": ", 1))
+            for f in found
+            if f["kind"] in UNUSABLE and f["kind"] != "blank_line"
+        ]
+        made = version.manifest
+        return Loaded(
+            list(version.records()), made["rows"], dropped, made["format"], version.fingerprint
+        )
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -151,8 +185,9 @@ def test_a_csv_cell_may_be_long_and_span_lines(tmp_path: Path) -> None:
 def test_reading_a_file_loads_nothing_heavy(tmp_path: Path) -> None:
     path = write_as(tmp_path / "a.parquet", ROWS)
     code = (
-        "import sys; from conf.schema import Data; from reward.data import load\n"
-        f"load(Data(source={str(path)!r}), 'sft')\n"
+        "import sys; from pathlib import Path\n"
+        "from conf.schema import Data; from reward.data import prepare\n"
+        f"prepare(Data(source={str(path)!r}), 'sft', Path({str(tmp_path)!r}))\n"
         "print({'torch', 'datasets', 'transformers', 'pandas'} & set(sys.modules))"
     )
     done = subprocess.run(
@@ -166,7 +201,7 @@ def test_reading_a_file_loads_nothing_heavy(tmp_path: Path) -> None:
 
 def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_no_problem() -> None:
     loaded = load_bytes(b"\xef\xbb\xbf" + GOOD + b"\r\n\r\n   \n" + GOOD)
-    assert (loaded.rows, loaded.dropped) == (2, [])
+    assert (loaded.rows, loaded.dropped) == (4, [])
 
 
 @pytest.mark.parametrize(
@@ -194,7 +229,7 @@ def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_no_problem() ->
 )
 def test_an_unusable_line_is_named(line: bytes, reason: str) -> None:
     content = GOOD + b"\n\n" + line + b"\n" + GOOD + b"\n"
-    with pytest.raises(UserError, match=r"1 of 3 rows in .* \(limit 0 %\): rows\.jsonl:3: "):
+    with pytest.raises(UserError, match=r"1 of 4 rows in .* \(limit 1 %\): rows\.jsonl:3: "):
         load_bytes(content)
     loaded = load_bytes(content, max_bad_fraction=0.4)
     assert [problem.where for problem in loaded.dropped] == ["rows.jsonl:3"]
@@ -241,7 +276,7 @@ def test_any_bytes_give_records_or_a_message(lines: list[bytes], kind: str, bad:
                 continue
             assert len(loaded.records) + len(loaded.dropped) == loaded.rows
             assert all(isinstance(record, KINDS[kind]) for record in loaded.records)
-            json.dumps(to_trl(loaded.records))
+            json.dumps([list(to_trl(record)) for record in loaded.records])
 
 
 # --- limits
@@ -266,7 +301,7 @@ def test_the_fraction_that_the_message_offers_is_enough(
     tmp_path: Path, bad: int, good: int
 ) -> None:
     path = write(tmp_path / "a.jsonl", [ROWS[0]] * good + [{"instruction": ""}] * bad)
-    message = refusal(Data(source=str(path)))
+    message = refusal(Data(source=str(path), max_bad_fraction=0.0))
     assert f"{bad} of {bad + good} rows in {path} cannot be used (limit 0 %)" in message
     assert message.count("a.jsonl:") == min(bad, 5)
     remedy, _, fraction = message.rpartition("sft.data.max_bad_fraction=")
@@ -325,7 +360,7 @@ def test_each_assistant_turn_is_trained_once_and_alone() -> None:
         for i, role in enumerate(["system", "user", "assistant", "tool", "assistant", "user"])
     ]
     turns.append(assistant("6"))
-    assert to_trl([Conversation(turns)]) == [
+    assert list(to_trl(Conversation(turns))) == [
         {"prompt": turns[:2], "completion": [turns[2]]},
         {"prompt": turns[:4], "completion": [turns[4]]},
         {"prompt": turns[:6], "completion": [turns[6]]},
@@ -335,12 +370,10 @@ def test_each_assistant_turn_is_trained_once_and_alone() -> None:
 def test_preferences_and_prompts_for_trl() -> None:
     ask, good, bad = [{"role": "user", "content": "a"}], [assistant("b")], [assistant("c")]
     row = {"prompt": ask, "chosen": good, "rejected": bad}
-    assert to_trl([Preference(ask, good, bad)]) == [row]
-    assert to_trl([Preference(ask, good, bad, 0.0)]) == [row | {"margin": 0.0}]
-    assert to_trl([Prompt(ask), Prompt(ask, "b")]) == [
-        {"prompt": ask},
-        {"prompt": ask, "reference": "b"},
-    ]
+    assert list(to_trl(Preference(ask, good, bad))) == [row]
+    assert list(to_trl(Preference(ask, good, bad, 0.0))) == [row | {"margin": 0.0}]
+    assert list(to_trl(Prompt(ask))) == [{"prompt": ask}]
+    assert list(to_trl(Prompt(ask, "b"))) == [{"prompt": ask, "reference": "b"}]
 
 
 # --- which source
@@ -402,14 +435,14 @@ def test_the_hub_is_asked_for_what_the_config_says(monkeypatch: pytest.MonkeyPat
     datasets = pytest.importorskip("datasets")
     asked = []
 
-    def load_dataset(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+    def load_dataset(*args: Any, **kwargs: Any) -> Any:
         asked.append((args, kwargs))
-        return [ROWS[0], ROWS[1], {"instruction": "x"}]
+        return datasets.Dataset.from_list([ROWS[0], ROWS[1], {"instruction": "x"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     data = Data(source="owner/name", name="en", split="test", revision="abc", max_bad_fraction=0.4)
     loaded = load(data, "sft")
-    assert asked == [(("owner/name", "en"), {"split": "test", "revision": "abc"})]
+    assert asked[0] == (("owner/name", "en"), {"split": "test", "revision": "abc"})
     assert len(loaded.records) == 2
     assert [p.where for p in loaded.dropped] == ["owner/name:3"]
 
@@ -491,9 +524,9 @@ def test_every_broken_line_is_reported_and_no_other() -> None:
     source = SHARED / "raw_dirty" / "broken_lines.jsonl"
     loaded = load(Data(source=str(source), max_bad_fraction=1.0), "sft")
     known = truth("broken_lines.truth.jsonl", "line")
-    expected = [line for line, issue in known.items() if issue != "blank_line"]  # those are ignored
+    expected = [line for line, issue in known.items() if issue != "blank_line"]
     assert [p.where for p in loaded.dropped] == [f"broken_lines.jsonl:{n}" for n in expected]
-    assert loaded.rows == 80 - Counter(known.values())["blank_line"]
+    assert loaded.rows == 80
 
 
 @needs_shared_data

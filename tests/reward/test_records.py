@@ -361,7 +361,7 @@ def as_row(record: Any) -> tuple[str, dict[str, Any]]:
     if isinstance(record, Conversation):
         return "messages", {"messages": record.messages}
     if isinstance(record, Prompt):
-        return "prompt", {"prompt": record.messages, "reference": record.reference}
+        return "prompt", dict(vars(record))
     return "preference", dict(vars(record))
 
 

@@ -1,0 +1,112 @@
+"""Benchmarks in the training data: findings by row, and the index that they are found with."""
+
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+
+from conf.entry import UserError
+from reward.findings import KINDS, Finding
+from reward.store import content_key
+
+# A set that holds so much of a benchmark, or consists of it to that share, is the benchmark.
+_SPLIT_SHARE = 0.5
+_SPLIT_FEWEST = 5  # documents
+_BATCH = 1000  # texts
+
+
+def find_leaks(texts: Iterable[str], rows: Sequence[int], index_file: Path) -> list[Finding]:
+    """Rows that repeat a benchmark's text, and one error for each benchmark that is there as a whole.
+
+    Args:
+        texts: of the records.
+        rows: of the records, in the same order.
+        index_file: from `build_index`.
+    """
+    from reward.contamination import Hit, Index
+
+    index = Index.load(index_file)
+    hits: list[Hit] = []
+    first: dict[str, tuple[int, Hit]] = {}
+    leaking: dict[str, set[int]] = defaultdict(set)
+    findings = []
+    start = 0
+    unread = iter(texts)
+    while batch := list(islice(unread, _BATCH)):
+        for hit in index.find(batch):
+            row = rows[start + hit.text]
+            hits.append(hit)
+            leaking[hit.task].add(row)
+            first.setdefault(hit.task, (row, hit))
+            findings.append(
+                Finding(row, "contamination", KINDS["contamination"].severity, hit.detail)
+            )
+        start += len(batch)
+    for coverage in index.coverage(hits):
+        is_there = coverage.found >= _SPLIT_SHARE * coverage.searchable
+        is_it = len(leaking[coverage.task]) >= _SPLIT_SHARE * start
+        if coverage.found >= _SPLIT_FEWEST and (is_there or is_it):
+            row, hit = first[coverage.task]
+            detail = (
+                f"{coverage.found:,} of {coverage.documents:,} documents of {coverage.task} are in the data, "
+                f"such as {hit.detail}"
+            )
+            findings.append(Finding(row, "eval_split", KINDS["eval_split"].severity, detail))
+    return findings
+
+
+def build_index(against: list[str], folder: Path) -> Path:
+    """The index of benchmarks, in a file of `folder` that is named by what it holds.
+
+    Args:
+        against: each a suite's name, a benchmark file or a folder of them, or a folder of lm-eval task files.
+        folder: where the index is kept.
+
+    Raises:
+        UserError: if a benchmark cannot be read.
+    """
+    from reward.benchmarks import read_documents
+    from reward.contamination import Index
+
+    folder.mkdir(parents=True, exist_ok=True)
+    documents = [
+        document
+        for number, name in enumerate(against)
+        for document in read_documents(_documents_file(name, folder / f"documents-{number}.jsonl"))
+    ]
+    key = content_key([[d.task, d.doc, d.text] for d in documents])
+    file = folder / f"index-{key}.arrow"
+    if not file.is_file():
+        Index.build(documents).save(file)
+    return file
+
+
+def _documents_file(name: str, out: Path) -> str:
+    """A path that `read_documents` reads; what needs lm-eval is asked of `python -m evals.documents`."""
+    path = Path(name).expanduser()
+    tasks = sorted(path.glob("**/*.yaml")) if path.is_dir() else []
+    if path.exists() and not tasks:
+        return name
+    overrides = [f"suite={name}"]
+    if tasks:
+        names = [found for file in tasks if (found := _task_name(file))]
+        overrides = [
+            "suite=local",
+            f"suite.include_path={path}",
+            f"suite.tasks=[{','.join(names)}]",
+        ]
+    command = [sys.executable, "-m", "evals.documents", *overrides, f"out={out}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().split("\n")[-1]
+        raise UserError(f"--against {name}: it is no file or folder, and as a suite: {reason}")
+    return str(out)
+
+
+def _task_name(file: Path) -> str | None:
+    """The task that an lm-eval task file defines; other YAML files define groups or defaults."""
+    found = re.search(r"^task:\s*([\w.-]+)\s*$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else None
