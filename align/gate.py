@@ -8,19 +8,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from evals.documents import write_documents
-
 from align.artifact import Job
 from conf.entry import UserError
 from conf.schema import Align, Model, Suite
+from evals.documents import write_documents
 from evals.gguf import gguf_file, is_gguf
 from evals.models import identity
 from evals.provenance import versions
 from reward.findings import KINDS, Severity, escalate
-from reward.ingest import workers
 from reward.leaks import build_index
 from reward.store import build_once, content_key, fingerprint, read_json, source_key, write_json
 from reward.versions import AUDIT, Version
+from reward.workers import workers
 
 _HERE = Path(__file__)
 _REWARD = _HERE.parent.parent / "reward"
@@ -115,10 +114,10 @@ def _audit(
     tokenizer = open_tokenizer(path, model.revision, model.chat_template)
     numbers = facts["row"].tolist()
     counts = audit_tokens(zip(numbers, rows.records(), strict=True), tokenizer, **limits)
-    found = escalate(counts.findings, {"no_loss_tokens"}, counts.no_loss, allowed * counts.examples)
+    found = escalate(counts.findings, {"no_loss_tokens"}, counts.no_loss / counts.examples, allowed)
     if held_out is not None:
         shared = overlap(facts, held_out.facts())
-        found += escalate(shared, {"split_overlap"}, len(shared), allowed * len(held_out))
+        found += escalate(shared, {"split_overlap"}, len(shared) / len(held_out), allowed)
     if index is not None:
         found += find_leaks(map(text_of, rows.records()), numbers, index)
     audit: dict[str, Any] = read_json(rows.folder / AUDIT)

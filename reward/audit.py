@@ -100,11 +100,9 @@ def _verdict(audit: dict[str, Any]) -> str:
     errors = sum(f["severity"] == "error" for f in audit["findings"])
     warnings = sum(f["severity"] == "warning" for f in audit["findings"])
     if errors:
-        kinds = list(
-            dict.fromkeys(f["kind"] for f in audit["findings"] if f["severity"] == "error")
-        )
-        fixes = "; ".join(f"{kind}: {FINDING_KINDS[kind].remedy}" for kind in kinds)
-        return f"{errors:,} errors: a run would stop. {fixes}"
+        kinds = dict.fromkeys(f["kind"] for f in audit["findings"] if f["severity"] == "error")
+        fixes = "; ".join(dict.fromkeys(FINDING_KINDS[kind].remedy for kind in kinds))
+        return f"{errors:,} errors: a run would stop. To put it right: {fixes}"
     return f"no error, {warnings:,} warnings: a run would go on"
 
 

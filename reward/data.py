@@ -30,6 +30,7 @@ from reward.versions import (
     is_version,
     read_column,
 )
+from reward.workers import cores
 
 _SHOWN_PROBLEMS = 5
 _BATCH = 1000  # records; fixed, so that equal records are equal bytes
@@ -154,7 +155,7 @@ def examine(
                 writer.write_batch(pa.record_batch(columns, schema=schema))
             described.append(_described(source, found, start - first))
     table = np.concatenate(facts) if facts else np.empty(0, ingest.FACTS)
-    findings += compare.compare_rows(table, texts, ingest.cores())
+    findings += compare.compare_rows(table, texts, cores())
     if index is not None:
         findings += leaks.find_leaks(read_column(texts, "text"), table["row"].tolist(), index)
     findings = _with_severity(findings, start, data.max_bad_fraction)
@@ -246,7 +247,7 @@ def _with_severity(findings: list[Finding], rows: int, allowed: float) -> list[F
     unique = {(finding.row, finding.kind): finding for finding in reversed(findings)}
     ordered = [unique[key] for key in sorted(unique)]
     bad = unusable(ordered)
-    return escalate(ordered, {f.kind for f in bad}, len(bad), allowed * rows)
+    return escalate(ordered, {f.kind for f in bad}, len(bad) / max(1, rows), allowed)
 
 
 def unusable(findings: list[Finding]) -> list[Finding]:
@@ -259,7 +260,7 @@ def _refuse(data: Data, examined: Examined, where: str) -> None:
     bad, rows = unusable(examined.findings), examined.rows
     if not rows:
         raise UserError(f"{where}.source={data.source!r} has no rows")
-    if len(examined.facts) and len(bad) <= data.max_bad_fraction * rows:
+    if len(examined.facts) and len(bad) / rows <= data.max_bad_fraction:
         return
     shown = "; ".join(finding.detail for finding in bad[:_SHOWN_PROBLEMS])
     if len(bad) > _SHOWN_PROBLEMS:

@@ -5,12 +5,8 @@ compare come from `minhash`, which may miss one but cannot invent one: each is c
 Texts stay in their memory-mapped file; a row takes about 0.5 KB of memory.
 """
 
-import os
 import re
-import signal
-import threading
 from collections.abc import Generator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reward import minhash
+from reward.workers import in_order, workers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,30 +184,8 @@ def _run(path: Path, tasks: list[range], processes: int) -> Generator["Sketch", 
     if processes <= 1:
         yield from (_sketch_rows(path, task) for task in tasks)
         return
-    import multiprocessing
-
-    # Not forked: the parent may hold threads and locks.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, initializer=_start_worker)
-    try:
-        yield from pool.map(_sketch_rows, [path] * len(tasks), tasks)
-    finally:
-        pool.shutdown(cancel_futures=True)  # when interrupted, waits only for what runs
-
-
-def _start_worker() -> None:
-    """Makes a worker end with its parent, however that ends, and quietly."""
-    os.environ["RAYON_NUM_THREADS"] = "1"  # rensa would start a thread a core in each worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent shuts down
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    from multiprocessing import connection, parent_process
-
-    if parent := parent_process():
-        connection.wait([parent.sentinel])
-        os._exit(1)
+    with workers(processes) as pool:
+        yield from in_order(pool, _sketch_rows, ((path, task) for task in tasks))
 
 
 def _sketch_rows(path: Path, rows: range) -> "Sketch":

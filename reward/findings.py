@@ -43,7 +43,7 @@ def _drop(kind: str) -> str:
 KINDS: dict[str, Kind] = {
     # rows that are no records: errors once there are more than `max_bad_fraction` of them
     "broken_line": Kind(Severity.warning, "a line that is not one JSON object", _UNUSABLE),
-    "blank_line": Kind(Severity.note, "a line with nothing on it", "remove the line"),
+    "blank_line": Kind(Severity.warning, "a line with nothing on it", "remove the line"),
     "unknown_format": Kind(Severity.warning, "a row that fits no known format", _UNUSABLE),
     "missing_field": Kind(Severity.warning, "a row without a field that it needs", _UNUSABLE),
     "wrong_type": Kind(Severity.warning, "a field that is not what it should be", _UNUSABLE),
@@ -104,10 +104,10 @@ KINDS: dict[str, Kind] = {
 
 
 def escalate(
-    findings: list[Finding], kinds: Container[str], bad: int, allowed: float
+    findings: list[Finding], kinds: Container[str], share: float, allowed: float
 ) -> list[Finding]:
-    """The findings, those of `kinds` as errors when `bad` of them are more than are allowed."""
-    if bad <= allowed:
+    """The findings, those of `kinds` as errors when their share is above what is allowed."""
+    if share <= allowed:
         return findings
     return [
         replace(finding, severity=Severity.error) if finding.kind in kinds else finding

@@ -5,11 +5,7 @@ stays is one `FACTS` entry a record (about 80 bytes), from which sets are compar
 """
 
 import contextlib
-import multiprocessing
-import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
@@ -31,6 +27,7 @@ from reward.records import (
 )
 from reward.sources import Line, parse
 from reward.turns import BadRow, Message, Row
+from reward.workers import in_order, workers
 
 FIELD = "\x1e"  # ASCII's record separator joins the fields of a record's text
 FACTS = [
@@ -118,32 +115,6 @@ def _read_all(chunks: Iterator[list[tuple[int, Line]]], reading: Reading) -> Ite
         return
     with workers() as pool:
         yield from in_order(pool, read, ((chunk, reading) for chunk in chain([rest], chunks)))
-
-
-@contextlib.contextmanager
-def workers() -> Iterator[Executor]:
-    """A pool of processes, one a usable core, which ends at once on an error or Ctrl-C."""
-    pool = ProcessPoolExecutor(cores(), multiprocessing.get_context("forkserver"))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def in_order(pool: Executor, function: Any, calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    """Results in the order of the calls, with few of them under way: a generator stays a generator."""
-    waiting: deque[Future[Any]] = deque()
-    for arguments in calls:
-        waiting.append(pool.submit(function, *arguments))
-        if len(waiting) > 2 * cores():
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def read(chunk: list[tuple[int, Line]], reading: Reading) -> Batch:
@@ -237,12 +208,21 @@ def _look_through(batch: Batch, records: list[Record], rows: list[int]) -> None:
     found: dict[tuple[int, str], list[str]] = {}
     for span in private.find(batch.texts):
         kind = "secret" if span.kind == "secret" else "pii"
-        found.setdefault((span.index, kind), []).append(private.describe(span))
+        found.setdefault((span.index, kind), []).append(f"{span.kind} {_shown(span.text)}")
     for (index, kind), what in found.items():
         add(kind, index, ", ".join(what))
     answers = [answer.split(FIELD)[1] if FIELD in answer else "" for answer in batch.texts]
     for index, detail in language.refusals(answers):
         add("refusal", index, detail)
+
+
+def _shown(text: str) -> str:
+    """Enough of a private piece to find it in its row: reports travel further than data."""
+    return f"{text[:3]}…{text[-2:]}" if len(text) > 8 else f"{text[:2]}…"
+
+
+def _masked(text: str) -> str:
+    return private.mask(text, private.find([text]))
 
 
 def _mend(batch: Batch, records: list[Record], reading: Reading, rows: list[int]) -> None:
@@ -252,7 +232,7 @@ def _mend(batch: Batch, records: list[Record], reading: Reading, rows: list[int]
     if reading.repair:
         steps.append(("repaired", {"mojibake"}, language.repair))
     if reading.mask:
-        steps.append(("masked", {"pii", "secret"}, private.mask))
+        steps.append(("masked", {"pii", "secret"}, _masked))
     for counter, kinds, change in steps:
         affected = {by_row[f.row] for f in batch.findings if f.kind in kinds and f.row in by_row}
         for index in affected:
@@ -265,21 +245,21 @@ def _mend(batch: Batch, records: list[Record], reading: Reading, rows: list[int]
 
 
 def _facts(number: int, row: Row, record: Record, text: str, reading: Reading) -> tuple[Any, ...]:
-    fields = text.split(FIELD)
-    prompt = " ".join(fields[0].lower().split())
+    prompt, *answers = text.split(FIELD)
+    plain = _plain(prompt)
     turns = parts(record)
-    first = next((turn["content"] for turn in turns[0] if turn["role"] == "user"), prompt)
-    answers = fields[1:]
-    side = answers == sorted(answers) if len(answers) == 2 else getattr(record, "label", False)
+    first = next((turn["content"] for turn in turns[0] if turn["role"] == "user"), "")
+    hashes = [_hash(answer) for answer in answers]
+    side = hashes == sorted(hashes) if len(answers) == 2 else getattr(record, "label", False)
     margin = record.margin if isinstance(record, Preference) else None
     return (
         number,
-        _hash(text),
-        _hash(prompt),
-        _hash(" ".join(first.lower().split())),
-        _hash(FIELD.join([prompt, *sorted(answers)])),
+        _mixed(_hash(prompt), *hashes),
+        plain,
+        plain if first == prompt else _plain(first),
+        _mixed(plain, *sorted(hashes)),
         side,
-        len(fields[0]),
+        len(prompt),
         len(answers[0]) if answers else 0,
         len(answers[1]) if len(answers) > 1 else 0,
         sum(map(len, turns[:2])),
@@ -288,6 +268,15 @@ def _facts(number: int, row: Row, record: Record, text: str, reading: Reading) -
         _column_score(row, reading.score),
         _hash(str(row.get(reading.balance))) if reading.balance else 0,
     )
+
+
+def _mixed(*hashes: int) -> int:
+    return hash(hashes) & 0xFFFF_FFFF_FFFF_FFFF  # Python salts the hashes of texts, not of numbers
+
+
+def _plain(text: str) -> int:
+    """The hash of a text without case and spacing."""
+    return _hash(" ".join(text.lower().split()))
 
 
 def _hash(text: str) -> int:

@@ -5,7 +5,6 @@ must not wait for `datasets`.
 """
 
 import codecs
-import contextlib
 import csv
 import glob
 import gzip
@@ -182,8 +181,10 @@ def parse(raw: Raw) -> Row:
         raise raw
     if not isinstance(raw, bytes):
         return raw
-    with contextlib.suppress(orjson.JSONDecodeError):
+    try:
         return _object(orjson.loads(raw))
+    except orjson.JSONDecodeError:
+        pass
     if not raw.strip():
         raise BadRow("the line is blank", "blank_line")
     try:  # slower, with better reasons

@@ -68,10 +68,18 @@ def differ_in_spaces_only(left: list[Message], right: list[Message]) -> bool:
 
     Line breaks and indentation mean something, in code for one.
     """
-    if len(left) != len(right):
-        return False
+    # Nearly all pairs differ in their first or last word: no need to look further.
+    for place in (0, -1):
+        if len(left) != len(right) or _edge(left, place) != _edge(right, place):
+            return False
     words = [[turn["content"].split() for turn in turns] for turns in (left, right)]
     return words[0] == words[1] and _single_spaced(left) == _single_spaced(right)
+
+
+def _edge(turns: list[Message], place: int) -> str:
+    text: str = turns[place]["content"]
+    words = text.split(None, 1) if place == 0 else text.rsplit(None, 1)
+    return words[place] if words else ""
 
 
 def _single_spaced(turns: list[Message]) -> list[Message]:
@@ -120,7 +128,24 @@ def text_or_turns(row: Row, key: str, role: str) -> list[Message]:
 def turns_of(row: Row, key: str) -> list[Message]:
     """The checked messages of a column."""
     place = "turn" if key in ("messages", "conversations") else f"{key!r} turn"
-    return [check_turn(turn, f"{place} {i}") for i, turn in enumerate(list_of(row, key), 1)]
+    return [
+        dict(turn) if _is_plain(turn) else check_turn(turn, f"{place} {number}")
+        for number, turn in enumerate(list_of(row, key), 1)
+    ]
+
+
+def _is_plain(turn: Any) -> bool:
+    """Whether `check_turn` would find nothing: nearly all turns are so, and need no place for a message."""
+    if type(turn) is not dict or len(turn) != 2:
+        return False
+    content = turn.get("content")
+    return (
+        turn.get("role") in _NEXT
+        and type(content) is str
+        and bool(content)
+        and not content.isspace()
+        and (content.isascii() or _is_encodable(content))
+    )
 
 
 def make_turn(role: str, content: str) -> Message:
@@ -174,13 +199,18 @@ def _check_text(value: Any, name: str, may_be_blank: bool = False) -> str:
         raise BadRow(f"{name} is {kind_of(value)}, expected text", kind)
     if not may_be_blank and not value.strip():
         raise BadRow(f"{name} is {'only spaces' if value else 'empty'}", "empty_turn")
-    if not value.isascii():  # the cheap test first: `encode` copies the text
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # JSON can escape it, but no tokenizer can read it
-            place = f"character {error.start + 1}"
-            raise BadRow(f"{name} has half a surrogate pair at {place}") from error
+    if not value.isascii() and not _is_encodable(value):
+        raise BadRow(f"{name} has half a surrogate pair, which no tokenizer can read")
     return value
+
+
+def _is_encodable(text: str) -> bool:
+    """Whether no half of a surrogate pair is in the text: JSON can escape one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def kind_of(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Raw rows to records: every format, every reason to refuse a row."""
 
+import json
 import re
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reward.records import NORMALISERS, Conversation, Preference, Prompt, detect
+from reward.records import NORMALISERS, Conversation, Preference, Prompt, Rated, detect
 from reward.turns import BadRow
 
 
@@ -177,6 +178,62 @@ FIXTURES: dict[str, list[tuple[dict[str, Any], Any]]] = {
             Preference([user("List:\n\n1. x")], [assistant("Human: y\n\nz")], [assistant("n")]),
         ),
     ],
+    "reasoning": [
+        (
+            {"question": "1+2?", "reasoning": "1+2 is 3.", "answer": "3"},
+            Conversation([user("1+2?"), assistant("1+2 is 3.\n\n3")]),
+        ),
+        (
+            {"question": "a", "reasoning": "b\n", "answer": "c", "system": "Be short."},
+            Conversation([SYSTEM, user("a"), assistant("b\n\nc")]),
+        ),
+        (
+            {"question": "a", "reasoning": "b", "answer": "c", "history": [["d", "e"]]},
+            Conversation([user("d"), assistant("e"), user("a"), assistant("b\n\nc")]),
+        ),
+    ],
+    "ultrafeedback": [
+        (
+            {
+                "instruction": "a",
+                "completions": [
+                    {"response": "b", "overall_score": 7.5, "model": "m"},
+                    {"response": "c", "overall_score": 9},
+                    {"response": "d", "overall_score": 2},
+                ],
+            },
+            Preference([user("a")], [assistant("c")], [assistant("d")], 7.0),
+        ),
+        (
+            {
+                "instruction": "a",
+                "completions": [{"response": r, "score": n} for n, r in enumerate("bc")],
+            },
+            Preference([user("a")], [assistant("c")], [assistant("b")], 1.0),
+        ),
+        (
+            {
+                "instruction": "a",
+                "system": "Be short.",
+                "completions": [{"response": r, "score": str(n)} for n, r in enumerate("cb")],
+            },
+            Preference([SYSTEM, user("a")], [assistant("b")], [assistant("c")], 1.0),
+        ),
+    ],
+    "kto": [
+        (
+            {"prompt": "a", "completion": "b", "label": True},
+            Rated([user("a")], [assistant("b")], True),
+        ),
+        (
+            {"prompt": [SYSTEM, user("a")], "completion": [assistant("b")], "label": "False"},
+            Rated([SYSTEM, user("a")], [assistant("b")], False),
+        ),
+        (
+            {"prompt": "a", "completion": " b", "label": 0},
+            Rated([user("a")], [assistant("b")], False),
+        ),
+    ],
     "prompt": [
         ({"prompt": "a"}, Prompt([user("a")])),
         ({"prompt": [SYSTEM, user("a")], "reference": "b"}, Prompt([SYSTEM, user("a")], "b")),
@@ -213,7 +270,7 @@ def test_columns_filled_with_null_change_nothing(
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("preference", {"prompt": "a", "chosen": "", "rejected": "c"}, "'chosen' is empty"),
-    ("preference", {"prompt": "a", "chosen": " \n", "rejected": "c"}, "'chosen' is empty"),
+    ("preference", {"prompt": "a", "chosen": " \n", "rejected": "c"}, "'chosen' is only spaces"),
     ("preference", {"prompt": "a", "chosen": "b"}, "'rejected' is missing"),
     ("preference", {"prompt": "a", "chosen": "b", "rejected": "b"}, "rejected are equal"),
     ("preference", {"prompt": "a", "chosen": "x  y", "rejected": "x y\n"}, "differ in spaces only"),
@@ -259,7 +316,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("messages", {"messages": [{"content": "a"}]}, "turn 1 has no role"),
     ("messages", {"messages": [{"role": 3, "content": "a"}]}, "the role of turn 1 is a number"),
     ("messages", {"messages": [{"role": "user"}]}, "turn 1 has no content"),
-    ("messages", {"messages": [user("a"), assistant(" ")]}, "turn 2 is empty"),
+    ("messages", {"messages": [user("a"), assistant(" ")]}, "turn 2 is only spaces"),
     ("messages", {"messages": [user("a")]}, "the last turn has role 'user'"),
     ("messages", {"messages": [assistant("a")]}, "turn 1 has role 'assistant', expected system"),
     (
@@ -273,25 +330,42 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
         "turn 1 is a list, expected text",
     ),
-    ("messages", {"messages": [user("\ud800")]}, "half a surrogate pair at character 1"),
+    ("messages", {"messages": [user("\ud800")]}, "half a surrogate pair"),
     (
         "messages",
-        {"messages": [user("a"), assistant("b")], "tools": [{"name": "add"}]},
-        "'tools' is not read",
+        {"messages": [user("a"), assistant("b")], "tools": "add"},
+        "'tools' is text that is not JSON",
+    ),
+    (
+        "messages",
+        {"messages": [user("a"), assistant("b")], "tools": {"name": "add"}},
+        "'tools' is an object, expected a list",
     ),
     ("sharegpt", {"conversations": [{"value": "a"}]}, "turn 1 has no role"),
     ("sharegpt", {"conversations": [7]}, "turn 1 is a number"),
     (
         "sharegpt",
         {"conversations": [{"from": "function_call", "value": "a"}]},
-        "turn 1 has role 'function_call'",
+        "turn 1 is no function call",
     ),
     ("alpaca", {"instruction": "a", "input": ""}, "'output' is missing"),
     ("alpaca", {"instruction": "a", "output": {"text": "b"}}, "'output' is an object"),
     ("alpaca", {"instruction": "a", "output": None}, "'output' is null"),
-    ("alpaca", {"instruction": "a", "output": "b", "history": [["c", "d"]]}, "'history' is not"),
+    ("alpaca", {"instruction": "a", "output": "b", "history": [["c"]]}, "'history' item 1"),
     ("completion", {"prompt": "a", "completion": [user("b")]}, "turn 2 has role 'user'"),
     ("qa", {"question": "a", "answer": 3}, "'answer' is a number, expected text"),
+    ("reasoning", {"question": "a", "reasoning": "", "answer": "b"}, "'reasoning' is empty"),
+    ("kto", {"prompt": "a", "completion": "b", "label": "good"}, "'label' is 'good', expected"),
+    (
+        "ultrafeedback",
+        {"instruction": "a", "completions": [{"response": "b", "overall_score": "N/A"}]},
+        "the score of completion 1 is 'N/A', expected a finite number",
+    ),
+    (
+        "ultrafeedback",
+        {"instruction": "a", "completions": [{"response": r, "score": 3} for r in "bc"]},
+        "all completions have the same score",
+    ),
     ("prompt", {"prompt": [user("a"), assistant("b")]}, "'prompt' ends with role 'assistant'"),
     ("prompt", {"prompt": "a", "reference": ["b"]}, "'reference' is a list"),
 ]
@@ -301,6 +375,35 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 def test_a_row_that_does_not_fit_says_why(name: str, row: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadRow, match=re.escape(reason)):
         NORMALISERS[name](row)
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+
+
+@pytest.mark.parametrize("written", [TOOLS, json.dumps(TOOLS)])
+def test_tool_definitions_are_kept(written: Any) -> None:
+    made = NORMALISERS["messages"]({"messages": [user("a"), assistant("b")], "tools": written})
+    assert made.tools == TOOLS
+
+
+def test_llama_factorys_function_calls_become_tool_calls() -> None:
+    call = {"name": "add", "arguments": {"a": 1}}
+    turns = [("human", "1+2?"), ("function_call", json.dumps(call)), ("observation", "3")]
+    row = {"conversations": [{"from": who, "value": said} for who, said in [*turns, ("gpt", "3")]]}
+    made = NORMALISERS["sharegpt"](row).messages
+    assert [turn["role"] for turn in made] == ["user", "assistant", "tool", "assistant"]
+    assert made[1]["tool_calls"] == [{"type": "function", "function": call}]
+
+
+def test_the_developer_speaks_as_the_system() -> None:
+    developer = {"role": "developer", "content": "Be short."}
+    made = NORMALISERS["messages"]({"messages": [developer, user("a"), assistant("b")]})
+    assert made == Conversation([SYSTEM, user("a"), assistant("b")])
+
+
+def test_binarized_ultrafeedback_keeps_the_margin() -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 8, "score_rejected": 5.5}
+    assert NORMALISERS["preference"](row).margin == 2.5
 
 
 def test_indentation_and_line_breaks_are_a_difference() -> None:
@@ -358,11 +461,8 @@ ROWS = st.dictionaries(
 
 def as_row(record: Any) -> tuple[str, dict[str, Any]]:
     """A record's own form, written as a row again."""
-    if isinstance(record, Conversation):
-        return "messages", {"messages": record.messages}
-    if isinstance(record, Prompt):
-        return "prompt", dict(vars(record))
-    return "preference", dict(vars(record))
+    names = {Conversation: "messages", Preference: "preference", Rated: "kto", Prompt: "prompt"}
+    return names[type(record)], dict(vars(record))
 
 
 @pytest.mark.parametrize("name", NORMALISERS)
