@@ -250,3 +250,11 @@ class Evals:
     out: str | None = None
     paths: Paths = field(default_factory=Paths)
     track: Track = field(default_factory=lambda: Track(wandb=False))
+
+
+@dataclass
+class Documents:
+    """The documents of a suite, written to a file."""
+
+    suite: Suite = field(default_factory=Suite)
+    out: str = MISSING  # JSON Lines file, FILE.jsonl

@@ -2,10 +2,11 @@
 
 import functools
 import json
+import os
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,36 @@ def _sampled(tasks: dict[str, Any], suite: Suite) -> tuple[dict[str, Any], dict[
     for name, number in sorted(every):
         documents.setdefault(name, []).append(number)
     return {name: tasks[name] for name in documents}, documents
+
+
+def documents(suite: Suite) -> Iterator[tuple[str, int, str]]:
+    """Task, number and text of all documents that the suite's tasks score, whatever its `limit`.
+
+    The text is the question as a model sees it without examples, and the right answer below it.
+
+    Raises:
+        UserError: as `load_groups`.
+    """
+    for group in load_groups(replace(suite, limit=None)):
+        for name, task in group.tasks.items():
+            for number, document in enumerate(task.eval_docs):
+                yield name, number, _leaked(task, document)
+
+
+def _leaked(task: Any, document: Any) -> str:
+    """A document as it would stand in training data."""
+    question, target = task.doc_to_text(document), task.doc_to_target(document)
+    choices = task.doc_to_choice(document) if task.get_config("doc_to_choice") else []
+    if isinstance(question, int):  # WinoGrande: the choice goes before the target, into a gap
+        filled = choices[question]
+        gap = os.path.commonprefix(choices)  # noqa: RUF071 (of texts, not of paths)
+        return f"{filled} {target}\n{gap.rstrip()} {target}"
+    answers = target if isinstance(target, list) else [target]
+    if choices:
+        answers = [choices[answer] if isinstance(answer, int) else answer for answer in answers]
+    # A bare number is the target of tasks that check an answer without having one (IFEval).
+    parts = [question, *(str(answer) for answer in answers if not isinstance(answer, int))]
+    return "\n".join(part.strip() for part in parts).strip()
 
 
 def settings(

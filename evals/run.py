@@ -82,7 +82,15 @@ def check_request(request: Request) -> None:
     """
     find(request.quantizer)
     check(request.model)
-    suite = request.suite
+    check_suite(request.suite)
+
+
+def check_suite(suite: Suite) -> None:
+    """Refuse a suite that cannot be scored, before lm-eval is loaded.
+
+    Raises:
+        UserError: naming the setting that is wrong.
+    """
     if not suite.tasks:
         raise UserError(f"suite {suite.name!r} has no tasks")
     for name, number in (("limit", suite.limit), ("batch_size", suite.batch_size)):

@@ -1,0 +1,65 @@
+"""`python -m evals.documents suite=NAME out=FILE.jsonl`: the documents that a suite scores.
+
+No model is loaded. The file is what a search for leaked benchmarks in training data compares with.
+"""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+from conf.entry import UserError, entry
+from conf.schema import Documents, Suite
+
+
+def write_documents(suite: Suite, out: Path) -> Counter[str]:
+    """Write all documents of a suite, one JSON object a line: task, doc, text.
+
+    Args:
+        suite: its tasks and where they come from; `limit` and the prompt's settings do not matter.
+        out: replaced as a whole, or left as it is when something fails.
+
+    Returns:
+        How many documents each task has.
+
+    Raises:
+        UserError: when a task does not exist or its documents cannot be had.
+    """
+    from evals import harness
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    written: Counter[str] = Counter()
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for task, number, text in harness.documents(suite):
+                row = {"task": task, "doc": number, "text": text}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                written[task] += 1
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return written
+
+
+@entry("documents", Documents)
+def main(config: Documents, overrides: list[str]) -> float | None:
+    """Write the documents and print how many each task has."""
+    # Here, not above: --help and a config error must not wait for scipy.
+    from evals.models import quiet
+    from evals.run import check_suite
+
+    del overrides
+    out = Path(config.out)
+    if out.suffix != ".jsonl":
+        raise UserError(f"out={config.out!r}: the file is JSON Lines, name it *.jsonl")
+    check_suite(config.suite)
+    quiet()
+    for task, count in write_documents(config.suite, out).items():
+        print(f"{task:40} {count:6} documents")
+    print(out)
+    return None
+
+
+if __name__ == "__main__":
+    main()
