@@ -8,7 +8,7 @@ from typing import Any
 
 from conf.entry import UserError
 from conf.schema import Data
-from reward.sources import local_files, open_rows
+from reward.sources import local_files, open_rows, parse
 from reward.turns import BadRow, Row
 
 # Columns that name or sort a row, or say where it comes from.
@@ -61,8 +61,10 @@ def _documents(file: Path) -> Iterator[Document]:
         r"(?:\.(?:jsonl|json|csv|parquet))?(?:\.gz)?$", "", file.name, flags=re.IGNORECASE
     )
     rows = open_rows(Data(source=str(file)), "benchmark")
-    for number, (_, row) in enumerate(rows):
-        if isinstance(row, BadRow):
+    for number, (_, raw) in enumerate(rows):
+        try:
+            row = parse(raw)
+        except BadRow:
             continue
         if row.keys() == {"task", "doc", "text"} and isinstance(row["doc"], int):
             yield Document(str(row["task"]), row["doc"], str(row["text"]))

@@ -74,6 +74,11 @@ KINDS: dict[str, Kind] = {
     "contamination": Kind(
         Severity.warning, "text of a benchmark that is in use", _drop("contamination")
     ),
+    "shared_phrase": Kind(
+        Severity.note,
+        "a few words in a row that a benchmark has too: mostly a stock phrase",
+        "look",
+    ),
     "eval_split": Kind(Severity.error, "the rows are an evaluation split", "train on other rows"),
     "split_overlap": Kind(
         Severity.warning,
@@ -118,4 +123,4 @@ def escalate(
 _NAMES = list(KINDS)
 # Kinds of rows that are left out in any case, and those that cleaning drops when it is asked to.
 UNUSABLE = _NAMES[: _NAMES.index("mojibake")]
-DROPPABLE = _NAMES[_NAMES.index("mojibake") : _NAMES.index("eval_split")]
+DROPPABLE = _NAMES[_NAMES.index("mojibake") : _NAMES.index("shared_phrase")]

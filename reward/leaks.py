@@ -38,12 +38,13 @@ def find_leaks(texts: Iterable[str], rows: Sequence[int], index_file: Path) -> l
     while batch := list(islice(unread, _BATCH)):
         for hit in index.find(batch):
             row = rows[start + hit.text]
+            kind = "contamination" if hit.is_strong else "shared_phrase"
+            findings.append(Finding(row, kind, KINDS[kind].severity, hit.detail))
+            if not hit.is_strong:
+                continue
             hits.append(hit)
             leaking[hit.task].add(row)
             first.setdefault(hit.task, (row, hit))
-            findings.append(
-                Finding(row, "contamination", KINDS["contamination"].severity, hit.detail)
-            )
         start += len(batch)
     for coverage in index.coverage(hits):
         is_there = coverage.found >= _SPLIT_SHARE * coverage.searchable
