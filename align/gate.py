@@ -85,7 +85,8 @@ def suites_index(config: Align) -> Path | None:
 def _documents(suite: Suite, folder: Path) -> Path:
     """The file with the documents of a suite, written unless it is there."""
     include = suite.include_path and fingerprint(Path(suite.include_path).expanduser())
-    key = content_key([suite.tasks, suite.source.value, include, versions("lm-eval")])
+    drawn = [suite.limit, suite.sample_seed]
+    key = content_key([suite.tasks, suite.source.value, include, drawn, versions("lm-eval")])
     file = folder / f"{key}.jsonl"
     if not file.is_file():
         # In a process of its own: lm-eval and what it loads would stay in this one to the end.

@@ -13,10 +13,10 @@ from conf.schema import Documents, Suite
 
 
 def write_documents(suite: Suite, out: Path) -> Counter[str]:
-    """Write all documents of a suite, one JSON object a line: task, doc, text.
+    """Write the documents that a suite scores, one JSON object a line: task, doc, text.
 
     Args:
-        suite: its tasks and where they come from; `limit` and the prompt's settings do not matter.
+        suite: its tasks, where they come from and how many are scored; the prompt's settings do not matter.
         out: replaced as a whole, or left as it is when something fails.
 
     Returns:
@@ -26,7 +26,9 @@ def write_documents(suite: Suite, out: Path) -> Counter[str]:
         UserError: when a task does not exist or its documents cannot be had.
     """
     from evals import harness
+    from evals.models import quiet
 
+    quiet()
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     written: Counter[str] = Counter()
@@ -46,7 +48,6 @@ def write_documents(suite: Suite, out: Path) -> Counter[str]:
 def main(config: Documents, overrides: list[str]) -> float | None:
     """Write the documents and print how many each task has."""
     # Here, not above: --help and a config error must not wait for scipy.
-    from evals.models import quiet
     from evals.run import check_suite
 
     del overrides
@@ -54,7 +55,6 @@ def main(config: Documents, overrides: list[str]) -> float | None:
     if out.suffix != ".jsonl":
         raise UserError(f"out={config.out!r}: the file is JSON Lines, name it *.jsonl")
     check_suite(config.suite)
-    quiet()
     for task, count in write_documents(config.suite, out).items():
         print(f"{task:40} {count:6} documents")
     print(out)

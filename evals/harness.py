@@ -6,7 +6,7 @@ import os
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,17 +125,18 @@ def _sampled(tasks: dict[str, Any], suite: Suite) -> tuple[dict[str, Any], dict[
 
 
 def documents(suite: Suite) -> Iterator[tuple[str, int, str]]:
-    """Task, number and text of all documents that the suite's tasks score, whatever its `limit`.
+    """Task, number and text of the documents that the suite scores.
 
     The text is the question as a model sees it without examples, and the right answer below it.
 
     Raises:
         UserError: as `load_groups`.
     """
-    for group in load_groups(replace(suite, limit=None)):
-        for name, task in group.tasks.items():
-            for number, document in enumerate(task.eval_docs):
-                yield name, number, _leaked(task, document)
+    for group in load_groups(suite):
+        for name, numbers in group.documents.items():
+            task = group.tasks[name]
+            for number in numbers:
+                yield name, number, _leaked(task, task.eval_docs[number])
 
 
 def _leaked(task: Any, document: Any) -> str:

@@ -134,7 +134,7 @@ def _balanced(groups: Array, rng: np.random.Generator) -> Array:
 
 def _weighed(sources: Array, weights: list[float], rng: np.random.Generator) -> Array:
     """Keep the main set, and of each further one its weight × the size of the main one."""
-    keep = sources == 0
+    keep = np.asarray(sources == 0)
     size = int(keep.sum())
     for number, weight in enumerate(weights, 1):
         places = np.flatnonzero(sources == number)
@@ -148,7 +148,7 @@ def _ordered(facts: Array, sources: Array, order: Order, rng: np.random.Generato
     length = facts["prompt_chars"] + facts["answer_chars"] + facts["rejected_chars"]
     match order:
         case Order.shuffled:
-            return rng.permutation(len(facts))
+            return np.asarray(rng.permutation(len(facts)))
         case Order.short_first:
             return np.argsort(length, kind="stable")
         case Order.long_first:

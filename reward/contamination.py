@@ -60,6 +60,11 @@ class Hit:
         return self.has_question or 10 * self.grams >= self.of or self.grams >= _PAGE
 
     @property
+    def is_whole(self) -> bool:
+        """Whether most of the document is there, not only what it shares with others of its kind."""
+        return self.has_question or 2 * self.grams >= self.of
+
+    @property
     def detail(self) -> str:
         """One line for a user, such as `gsm8k document 7: 24 of 31 13-grams, "Ann has …"`."""
         shared = [f"{self.grams} of {self.of} {self.n}-grams"] if self.grams else []

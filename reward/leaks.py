@@ -40,7 +40,7 @@ def find_leaks(texts: Iterable[str], rows: Sequence[int], index_file: Path) -> l
             row = rows[start + hit.text]
             kind = "contamination" if hit.is_strong else "shared_phrase"
             findings.append(Finding(row, kind, KINDS[kind].severity, hit.detail))
-            if not hit.is_strong:
+            if not hit.is_whole:
                 continue
             hits.append(hit)
             leaking[hit.task].add(row)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from align import launch
 from align.artifact import Job
 from conf.entry import CONF_DIR
 from conf.schema import Data, Launch, LaunchKind, Model, Peft
-from reward.data import load
+from reward.data import prepare
 from reward.store import write_json
 
 pytestmark = pytest.mark.skipif(
@@ -31,7 +30,7 @@ def run(
         stage="dpo",
         key="test",
         model=Model(path=str(model)),
-        data=Data(source="demo:preferences", limit=16),
+        data=prepare(Data(source="demo:preferences", limit=16), "preference", folder).folder,
         eval_data=None,
         args={
             "per_device_train_batch_size": 8 // processes,
@@ -50,7 +49,6 @@ def run(
         out=out,
         cache=folder / "cache",
     )
-    job = replace(job, fingerprint=load(job.data, "preference").fingerprint)
     write_json(folder / "job.json", job.to_json(out))
     kind = LaunchKind.torchrun if processes > 1 else LaunchKind.inline
     argv = launch.command(

@@ -97,13 +97,11 @@ def test_demo_end_to_end_then_a_sweep_that_shares_its_stages(
 
 
 def test_a_failed_stage_shows_why_and_leaves_no_artifact(tiny_model: Path, tmp_path: Path) -> None:
-    # The tokenizer cannot read this template; preflight cannot know.
-    template = tmp_path / "broken.jinja"
-    template.write_text("{% for message in messages %}{{ undefined.attribute }}{% endfor %}")
-    done = run(tiny_model, tmp_path / "root", f"model.chat_template={template}")
+    # Only the optimizer knows that this is no learning rate.
+    done = run(tiny_model, tmp_path / "root", "sft.args.learning_rate=-1")
     assert done.returncode == 2
     assert "sft failed with exit code 1; nothing was kept of it" in done.stderr
-    assert "undefined" in done.stderr
+    assert "Invalid learning rate: -1" in done.stderr
     assert "Traceback (most recent call last):\n" not in done.stderr.split("error: ")[0]
     left = [path.name for path in (tmp_path / "root" / "artifacts").iterdir() if path.is_dir()]
     assert left == []

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from align.artifact import Job, Manifest
 from conf.schema import Data, Model, Peft
-from reward.data import load
+from reward.data import prepare
 
 LN2 = math.log(2)
 COMMON: dict[str, Any] = {
@@ -39,7 +38,9 @@ def train(stage: str, model: Path, out: Path, peft: Peft | None = None, **args: 
         stage=stage,
         key="test",
         model=Model(path=str(model)),
-        data=Data(source=SOURCES[stage], limit=16),
+        data=prepare(
+            Data(source=SOURCES[stage], limit=16), STAGES[stage].data, out.parent / "outputs"
+        ).folder,
         eval_data=None,
         args=COMMON | args,
         peft=peft or Peft(),
@@ -48,7 +49,6 @@ def train(stage: str, model: Path, out: Path, peft: Peft | None = None, **args: 
         out=out,
         cache=out.parent / "cache",
     )
-    job = replace(job, fingerprint=load(job.data, STAGES[stage].data).fingerprint)
     out.mkdir(parents=True)
     module, function = STAGES[stage].run.split(":")
     getattr(importlib.import_module(module), function)(
@@ -68,23 +68,22 @@ def weights(folder: Path) -> dict[str, Any]:
     return load_file(folder / "model.safetensors")
 
 
-def test_eos_carries_loss_although_it_is_the_pad_token(tiny_model: Path) -> None:
+def test_eos_carries_loss_although_it_is_the_pad_token(tiny_model: Path, tmp_path: Path) -> None:
     """With pad == EOS, masking by token id would hide the EOS, and the model would never learn to stop."""
-    from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from reward.data import load, to_trl
+    from align.stages.common import dataset
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    records = load(Data(source="demo:demonstrations", limit=3), "sft").records
+    rows = prepare(Data(source="demo:demonstrations", limit=3), "sft", tmp_path)
     trainer = SFTTrainer(
         model=str(tiny_model),
         args=SFTConfig(
             output_dir="unused", use_cpu=True, bf16=False, report_to="none", max_length=512
         ),
-        train_dataset=Dataset.from_list(to_trl(records)),
+        train_dataset=dataset(rows, tmp_path),
         processing_class=tokenizer,
     )
     batch = next(iter(trainer.get_train_dataloader()))
