@@ -94,7 +94,7 @@ def check_out(out: Path, source: str | None) -> None:
 
 
 @contextlib.contextmanager
-def written_whole(out: Path) -> Iterator[Callable[[Row], None]]:
+def written_whole(out: Path) -> Iterator[Callable[[Row], int]]:
     """A function that writes a row; the file appears at the end, and only if nothing failed.
 
     Raises:
@@ -108,14 +108,15 @@ def written_whole(out: Path) -> Iterator[Callable[[Row], None]]:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
     try:
         with file:
-            yield lambda row: _write(file.write, row)
+            yield lambda row: file.write(line_of(row))
         os.replace(partial, out)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _write(write: Callable[[bytes], int], row: Row) -> None:
-    write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+def line_of(row: Row) -> bytes:
+    """A row as a line of JSON."""
+    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def counts(found: Mapping[str, int]) -> str:
