@@ -85,7 +85,7 @@ class Endpoint:
             try:
                 reply = await client.post(self.address, json=body)
             except httpx.RequestError as error:
-                reason = f"{type(error).__name__} {error}".strip()
+                reason = f"{type(error).__name__}: {error}".removesuffix(": ")
             else:
                 if reply.is_success:
                     return _content(reply)

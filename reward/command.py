@@ -60,10 +60,11 @@ class Reading(Generic[T]):
         if len(self.bad) <= max_bad_fraction * self.rows:
             return
         share = -(-1000 * len(self.bad) // self.rows) / 1000  # rounded up, so that it is enough
+        remedy = f", or leave them out with --max-bad-fraction {share:g}"
         raise UserError(
             f"{len(self.bad):,} of {self.rows:,} rows in {self.source} cannot be used (limit "
-            f"{100 * max_bad_fraction:g} %): {self._first()}. Fix the rows, or leave them out with "
-            f"--max-bad-fraction {share:g}"
+            f"{100 * max_bad_fraction:g} %): {self._first()}. Fix the rows"
+            + (remedy if len(self.bad) < self.rows else "")
         )
 
     def described(self) -> str:

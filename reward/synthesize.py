@@ -196,6 +196,11 @@ def run(given: argparse.Namespace) -> Iterator[str]:
             f"{len(synthesis.failed):,} passages got no answer, such as {synthesis.failed[0]}; the same "
             "command asks again"
         )
+    if not kept:
+        raise UserError(
+            f"no reply had a pair that is fit to keep: {given.model} may be too small for the task, or "
+            "--min-grounded too strict"
+        )
 
 
 def main() -> None:

@@ -291,8 +291,10 @@ def test_a_reply_of_another_form_is_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     server = serve(lambda *_: (200, body, {}))
-    assert call(documents, tmp_path / "out.jsonl", "--endpoint", server.url) == 0
-    assert "0 pairs\ndropped: 6 unparsable reply" in capsys.readouterr().out
+    assert call(documents, tmp_path / "out.jsonl", "--endpoint", server.url) == 2
+    output = capsys.readouterr()
+    assert "0 pairs\ndropped: 6 unparsable reply" in output.out
+    assert "no reply had a pair that is fit to keep" in output.err
 
 
 def test_an_interrupted_run_continues(
