@@ -98,7 +98,9 @@ def make_plan(config: Align) -> Plan:
         data[name] = prepare(stage.data, STAGES[name].data, root, f"{name}.data", index)
         held_out = None
         if stage.eval_data is not None:
-            held_out = prepare(stage.eval_data, STAGES[name].data, root, f"{name}.eval_data", index)
+            # One seed for both, or two parts of one source would overlap.
+            held = replace(stage.eval_data, seed=stage.data.seed)
+            held_out = prepare(held, STAGES[name].data, root, f"{name}.eval_data", index)
         parents = {start: keys[start]}
         job = _job(name, stage, config, policies[start], parents, data[name], held_out)
         jobs.append(job)

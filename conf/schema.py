@@ -133,7 +133,7 @@ class Data(Source):
     order: Order = (
         Order.source
     )  # anything but `source` and `shuffled` is a curriculum: the trainer keeps it
-    seed: int = 0  # of split, balance, mix and shuffling; the run's own seed is another
+    seed: int | None = None  # of split, balance, mix and shuffling; None: 0
     allow_eval_split: bool = False  # train on rows that are named, or used, as an evaluation split
 
 
@@ -225,6 +225,9 @@ class Align:
     name: str = MISSING
     title: str = ""  # one sentence for the report
     seed: int = 0
+    data_seed: int | None = (
+        None  # None: data are split and mixed by 0, batches are ordered by `seed`
+    )
     model: Model = field(default_factory=Model)
     peft: Peft = field(default_factory=Peft)
     launch: Launch = field(default_factory=Launch)

@@ -66,7 +66,7 @@ def choose(facts: Array, sources: Array, findings: list[Finding], data: Data) ->
     choice = Choice(kept)
     for name, keep in _masks(facts, findings, data):
         kept = _narrow(choice, facts, kept, keep[kept], name)
-    rng = np.random.default_rng(data.seed)
+    rng = np.random.default_rng(data.seed or 0)
     if data.clean.balance:
         kept = _narrow(choice, facts, kept, _balanced(facts["group"][kept], rng), "balance")
     if data.mix:
@@ -111,7 +111,7 @@ def _masks(facts: Array, findings: list[Finding], data: Data) -> Iterator[tuple[
     if clean.max_score is not None:
         yield f"max_score {clean.max_score:g}", facts["score"] <= clean.max_score
     if data.part is not Part.all:
-        parts = part_of(facts["opening"], data.fractions, data.seed)
+        parts = part_of(facts["opening"], data.fractions, data.seed or 0)
         yield f"part {data.part.value}", parts == _PARTS.index(data.part)
 
 

@@ -217,6 +217,7 @@ def _settings(data: Data) -> dict[str, Any]:
     """What `data` asks for, without what does not change the result."""
     settings = asdict(data)
     del settings["allow_eval_split"]
+    settings["seed"] = data.seed or 0
     return settings
 
 
@@ -312,7 +313,7 @@ def _write(folder: Path, data: Data, examined: Examined, where: str) -> dict[str
         "steps": mended + choice.steps,
         "part": _part(data),
         "order": data.order.value,
-        "seed": data.seed,
+        "seed": data.seed or 0,
     }
 
 
