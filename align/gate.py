@@ -12,7 +12,6 @@ from align.artifact import Job
 from conf.entry import UserError
 from conf.schema import Align, Model, Suite
 from evals.documents import write_documents
-from evals.gguf import gguf_file, is_gguf
 from evals.models import identity
 from evals.provenance import versions
 from reward.findings import KINDS, Severity, escalate
@@ -111,8 +110,7 @@ def _audit(
     from reward.tokens import audit_tokens, open_tokenizer
 
     facts = rows.facts()
-    path = str(gguf_file(model.path)) if is_gguf(model.path) else model.path
-    tokenizer = open_tokenizer(path, model.revision, model.chat_template)
+    tokenizer = open_tokenizer(model.path, model.revision, model.chat_template)
     numbers = facts["row"].tolist()
     counts = audit_tokens(zip(numbers, rows.records(), strict=True), tokenizer, **limits)
     found = escalate(counts.findings, {"no_loss_tokens"}, counts.no_loss / counts.examples, allowed)

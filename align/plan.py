@@ -11,11 +11,12 @@ from align.gate import suites_index
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
 from conf.schema import Align, LaunchKind, Model, Stage
-from evals.gguf import converted_folder, is_gguf
+from evals.gguf import converted_folder
 from evals.models import check, identity, is_local
 from evals.provenance import versions
 from evals.run import Request, check_request
 from reward.data import check_training_split, prepare
+from reward.gguf import is_gguf
 from reward.store import content_key, fingerprint, is_complete, source_key
 from reward.versions import Version
 
@@ -83,10 +84,11 @@ def make_plan(config: Align) -> Plan:
     root = Path(config.paths.root)
     policies = {"base": config.model}
     keys = {"base": content_key(identity(config.model, root / "cache"))}
+    for name in config.stages:
+        _check_stage(name, config)
     index = _index(config)
     jobs, data = [], {}
     for name in config.stages:
-        _check_stage(name, config)
         stage: Stage = getattr(config, name)
         start = stage.start or list(policies)[-1]
         if start not in policies:

@@ -13,8 +13,9 @@ from typing import Any
 
 from conf.entry import UserError
 from conf.schema import Model
-from evals.gguf import convert, converted_folder, gguf_file, is_gguf
+from evals.gguf import convert, converted_folder
 from evals.quantize import QuantizerUnavailable, find, loading_options
+from reward.gguf import gguf_file, is_gguf
 from reward.store import fingerprint
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")

@@ -171,7 +171,9 @@ def main() -> None:
     parser.add_argument("--split", default="train", help="split of a hub data set")
     parser.add_argument("--name", help="configuration of a hub data set")
     parser.add_argument("--limit", type=int, help="first N usable rows")
-    parser.add_argument("--model", help="hub id, folder or .gguf whose tokenizer counts the tokens")
+    parser.add_argument(
+        "--model", help="hub id, folder, .gguf or package:NAME whose tokenizer counts the tokens"
+    )
     parser.add_argument("--max-length", type=int, help="tokens that training keeps, with --model")
     parser.add_argument(
         "--against",

@@ -8,6 +8,7 @@ from typing import Any
 
 from conf.entry import UserError
 from reward.findings import KINDS, Finding
+from reward.gguf import gguf_file, is_gguf
 from reward.records import Record
 from reward.versions import to_trl
 
@@ -28,20 +29,20 @@ class TokenAudit:
 
 
 def open_tokenizer(path: str, revision: str | None = None, chat_template: str | None = None) -> Any:
-    """The tokenizer of a hub id, folder or `.gguf` file; no weights are read.
+    """The tokenizer of a hub id, a folder, a `.gguf` file or `package:NAME`; no weights are read.
 
     Raises:
         UserError: if there is none, or it has no chat template.
     """
     from transformers import AutoTokenizer
 
-    file = Path(path).expanduser()
     options: dict[str, Any] = {"revision": revision} if revision else {}
-    if file.suffix == ".gguf":
-        options["gguf_file"] = file.name
-        path = str(file.parent)
+    place = str(Path(path).expanduser()) if path.startswith("~") else path
+    if is_gguf(path):
+        file = gguf_file(path)
+        place, options["gguf_file"] = str(file.parent), file.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except Exception as error:  # the hub's client, JSON and tokenizers share no base
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"cannot open the tokenizer of {path}: {reason}") from error
