@@ -124,7 +124,7 @@ def race(seeds: Sequence[int], device: Any) -> Callable[[Any, Any], Any]:
     """A logits processor after which the highest score is a draw from the softmax.
 
     With waiting times e ~ Exp(1), the token with the smallest e/p is a draw from p: the Gumbel-max trick. A small
-    change of p rarely changes who wins, so a model and its quantized form mostly write the same under one seed.
+    change of p, such as rounding, rarely changes who wins.
 
     Args:
         seeds: one for each row of the batch.
