@@ -13,7 +13,7 @@ from conf.entry import UserError
 from conf.passthrough import did_you_mean
 from conf.schema import Suite, TaskSource
 from evals import offline
-from evals.documents import is_number, label_of, records
+from evals.answers import is_number, label_of, records
 from evals.results import Score
 from reward.store import content_key
 
@@ -173,7 +173,7 @@ def score(
 ) -> tuple[list[Score], dict[str, str]]:
     """Score an opened model on loaded groups.
 
-    Writes one JSONL a group into `out`, a row a document (and answer filter), see `evals.documents.records`.
+    Writes one JSONL a group into `out`, a row a document (and answer filter), see `evals.answers.records`.
 
     Returns:
         The scores, and the name of each group's sample file.
