@@ -261,3 +261,21 @@ class Documents:
 
     suite: Suite = field(default_factory=Suite)
     out: str = MISSING  # JSON Lines file, FILE.jsonl
+
+
+@dataclass
+class Sampling(Source):
+    """Completions of a source's prompts, drawn from one model. Rows with an answer give the prompt before it."""
+
+    model: Model = field(default_factory=Model)
+    quant: str = "none"  # a name in evals.quantize.QUANTIZERS
+    out: str = MISSING  # JSONL file; continued where a run with the same settings left it
+    n: int = 4  # completions a prompt
+    temperature: float = 1.0  # 0: the likeliest token always
+    top_p: float = 1.0  # draw from the likeliest tokens that together have this probability
+    max_new_tokens: int = 512
+    batch_size: int = 16  # completions generated together
+    seed: int = 0
+    # share of unusable rows that may be dropped (and are counted) before the run stops
+    max_bad_fraction: float = 0.01
+    paths: Paths = field(default_factory=Paths)

@@ -14,6 +14,7 @@ from conf.entry import UserError
 from conf.passthrough import did_you_mean
 from conf.schema import Suite, TaskSource
 from evals import offline
+from evals.answers import is_number, label_of, records
 from evals.results import Score
 from reward.store import content_key
 
@@ -204,7 +205,7 @@ def score(
 ) -> tuple[list[Score], dict[str, str]]:
     """Score an opened model on loaded groups.
 
-    Writes one JSONL a group into `out`, a row a document: id, hash, prompt, target, answer, metrics.
+    Writes one JSONL a group into `out`, a row a document (and answer filter), see `evals.answers.records`.
 
     Returns:
         The scores, and the name of each group's sample file.
@@ -212,12 +213,20 @@ def score(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
+    chats: dict[str, Any] = {}  # prompt → the messages that it was rendered from
+
+    class Backend(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
+        def apply_chat_template(self, chat_history: Any, *args: Any, **kwargs: Any) -> str:
+            text = str(super().apply_chat_template(chat_history, *args, **kwargs))
+            chats[text] = chat_history
+            return text
+
     for group in groups:
         for (
             task
         ) in group.tasks.values():  # few-shot examples are drawn anew, and equally, for each model
             task.set_fewshot_seed(seed=suite.sample_seed)
-    lm = HFLM(
+    lm = Backend(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=suite.batch_size,
@@ -236,44 +245,10 @@ def score(
         rows = [row for name in group.tasks for row in outcome["samples"][name]]
         files[group.name] = f"samples_{group.name}.jsonl"
         with (out / files[group.name]).open("w", encoding="utf-8") as file:
-            for row in _records(group, rows):
+            for row in records(group, rows, chats):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         scores += list(_scores(group, outcome, rows))
     return scores, files
-
-
-def _records(group: Group, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    per_filter = len(rows) // group.size  # a task with several answer filters has a row for each
-    names = [name for name in group.tasks for _ in range(per_filter * len(group.documents[name]))]
-    for name, row in zip(names, rows, strict=True):
-        yield {
-            "doc_id": row["doc_id"] if len(group.tasks) == 1 else f"{name}/{row['doc_id']}",
-            "doc_hash": content_key([row["doc_hash"], row["prompt_hash"], row["target_hash"]]),
-            "prompt": str(row["arguments"][0][0]),
-            "target": str(row["target"]),
-            "answer": _answer(row),
-            "metrics": {
-                _label(metric, row["filter"]): float(row[metric])
-                for metric in row["metrics"]
-                if _is_number(row[metric])
-            },
-        }
-
-
-def _answer(row: dict[str, Any]) -> str:
-    """The generated text, or the options with their log-likelihoods."""
-    responses = row["filtered_resps"]
-    if all(isinstance(response, str) for response in responses):
-        return "\n".join(responses)
-    options = [str(arguments[1]) for arguments in row["arguments"]]
-    pairs = zip(responses, options, strict=False)
-    return "\n".join(
-        f"{float(r[0] if isinstance(r, tuple | list) else r):.3f} {o}" for r, o in pairs
-    )
-
-
-def _label(metric: str, filter_name: str) -> str:
-    return metric if filter_name == "none" else f"{metric},{filter_name}"
 
 
 def _scores(group: Group, outcome: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[Score]:
@@ -282,8 +257,8 @@ def _scores(group: Group, outcome: dict[str, Any], rows: list[dict[str, Any]]) -
     first = next(iter(group.tasks))
     keys = [key for key in results[first] if "," in key and "_stderr," not in key]
     if len(group.tasks) > 1:  # only what every document has as one number can be pooled
-        keys = [key for key in keys if all(_is_number(row.get(key.split(",")[0])) for row in rows)]
-    labels = [_label(*key.split(",", 1)) for key in keys]
+        keys = [key for key in keys if all(is_number(row.get(key.split(",")[0])) for row in rows)]
+    labels = [label_of(*key.split(",", 1)) for key in keys]
     main = next((label for label in _PREFERRED if label in labels), labels[0])
     for key, label in zip(keys, labels, strict=True):
         metric, filter_name = key.split(",", 1)
@@ -305,10 +280,6 @@ def _scores(group: Group, outcome: dict[str, Any], rows: list[dict[str, Any]]) -
             higher_is_better=bool(outcome["higher_is_better"][first].get(metric, True)),
             is_main=label == main,
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, bool | int | float)
 
 
 def _pooled(values: list[float]) -> tuple[float, float]:

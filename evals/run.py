@@ -26,7 +26,7 @@ _CODE = [
     *(
         _PACKAGE / name
         for name in (
-            *("gguf.py", "harness.py", "models.py", "offline.py", "quantize.py"),
+            *("answers.py", "gguf.py", "harness.py", "models.py", "offline.py", "quantize.py"),
             "tasks",
         )
     ),

@@ -84,12 +84,16 @@ def loaded_after(*argv: str) -> tuple[set[str], int]:
         (("align", "--help"), 0),
         (("evals", "--help"), 0),
         (("evals.documents", "--help"), 0),
+        (("evals.sample", "--help"), 0),
+        (("evals.mine", "--help"), 0),
+        (("reward.score", "--help"), 0),
         (("align", "+experiment=demo", "--cfg", "job"), 0),
         (("align", "+experiment=demoo"), 2),
         (("align", "+experiment=demo", "dpo.args.betta=1"), 2),
         (("align", "+experiment=demo", "seed=abc"), 2),
         (("evals", "model.path=x", "suite=nope"), 2),
         (("evals.documents", "suite=gsm8k"), 2),
+        (("evals.sample", "model.path=x", "source=demo:held_out", "out=x.jsonl", "n=0"), 2),
     ],
 )
 def test_help_and_config_errors_load_nothing_heavy(argv: tuple[str, ...], code: int) -> None:

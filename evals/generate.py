@@ -1,0 +1,144 @@
+"""Draw completions from a causal model: padding, sampling, stopping.
+
+A completion depends on the model, the prompt and a seed of its own, not on what else is in the batch: every row draws
+from its own random numbers. What is left of the batch is float rounding. In float32 it all but never decides a token;
+in bfloat16, in quantized formats and on an accelerator it may decide one between two nearly equal ones.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reward.records import Prompt
+from reward.store import content_key
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model wrote after a prompt."""
+
+    text: str  # without the special tokens
+    tokens: int  # that were generated, the ending one among them
+    finish: str  # "eos": the model ended it; "length": it was cut off
+
+
+def seed_of(seed: int, prompt: Prompt, index: int) -> int:
+    """The seed of a prompt's `index`-th completion, in 64 bits."""
+    return int(content_key([seed, prompt.prompt, prompt.tools, index]), 16)
+
+
+class Generator:
+    """A model that completes prompts under one setting of temperature, top_p and length.
+
+    It samples from the model itself: what its `generation_config.json` asks for (a repetition penalty, top-k) is not
+    applied, because it is another distribution than the one that training changes.
+
+    Args:
+        model: a causal language model, in evaluation mode.
+        tokenizer: with a chat template.
+        temperature: 0 takes the likeliest token always.
+        top_p: draw from the likeliest tokens that together have this probability (Holtzman et al. 2020, 1904.09751).
+        max_new_tokens: a completion's length at most.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, temperature: float, top_p: float, max_new_tokens: int
+    ) -> None:
+        from transformers import GenerationConfig
+
+        own = model.generation_config.eos_token_id
+        ends = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id}
+        self._ends = sorted(end for end in ends if end is not None)
+        self._pad = tokenizer.pad_token_id
+        self._model = model
+        self._tokenizer = tokenizer
+        self._temperature = temperature
+        self._top_p = top_p
+        self.max_new_tokens = max_new_tokens
+        # Here too, because `generate` takes from it what the config of a call leaves open.
+        model.generation_config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self._ends or None,
+            pad_token_id=self._pad,
+        )
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model can see, where its configuration tells."""
+        return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt, up to where the assistant is to speak."""
+        encoded = self._tokenizer.apply_chat_template(
+            prompt.prompt,
+            tools=prompt.tools,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+        )
+        return list(encoded["input_ids"])
+
+    def complete(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Completion]:
+        """One completion of each prompt.
+
+        Args:
+            prompts: token ids, see `encode`.
+            seeds: one for each prompt.
+        """
+        import torch
+        from transformers import LogitsProcessorList
+
+        width = max(map(len, prompts))
+        # On the left, so that every row goes on at the same place.
+        rows = [[self._pad] * (width - len(ids)) + ids for ids in prompts]
+        is_token = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
+        device = self._model.device
+        with torch.inference_mode():
+            output = self._model.generate(
+                input_ids=torch.tensor(rows, device=device),
+                attention_mask=torch.tensor(is_token, device=device),
+                logits_processor=LogitsProcessorList(self._processors(seeds, device)),
+            )
+        return [self._completion(ids) for ids in output[:, width:].tolist()]
+
+    def _completion(self, ids: list[int]) -> Completion:
+        end = next((place for place, token in enumerate(ids) if token in self._ends), None)
+        ids = ids if end is None else ids[: end + 1]
+        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return Completion(text, len(ids), "length" if end is None else "eos")
+
+    def _processors(self, seeds: Sequence[int], device: Any) -> list[Any]:
+        from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+        if self._temperature == 0:
+            return []
+        return [
+            *([TemperatureLogitsWarper(self._temperature)] if self._temperature != 1 else []),
+            *([TopPLogitsWarper(self._top_p)] if self._top_p < 1 else []),
+            race(seeds, device),
+        ]
+
+
+def race(seeds: Sequence[int], device: Any) -> Callable[[Any, Any], Any]:
+    """A logits processor after which the highest score is a draw from the softmax.
+
+    With waiting times e ~ Exp(1), the token with the smallest e/p is a draw from p: the Gumbel-max trick. A small
+    change of p, such as rounding, rarely changes who wins.
+
+    Args:
+        seeds: one for each row of the batch.
+        device: where the scores are; its kind is part of what the random numbers depend on.
+    """
+    import torch
+
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def with_noise(_: Any, scores: Any) -> Any:
+        """Scores (rows, vocabulary) in float32 with the noise of each row."""
+        waits = torch.empty_like(scores)
+        for row, generator in zip(waits, generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores - waits.clamp_min_(torch.finfo(waits.dtype).tiny).log_()
+
+    return with_noise
