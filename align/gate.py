@@ -113,7 +113,9 @@ def _audit(
     tokenizer = open_tokenizer(model.path, model.revision, model.chat_template)
     numbers = facts["row"].tolist()
     counts = audit_tokens(zip(numbers, rows.records(), strict=True), tokenizer, **limits)
-    found = escalate(counts.findings, {"no_loss_tokens"}, counts.no_loss / counts.examples, allowed)
+    found = escalate(
+        counts.findings, {"no_loss_tokens"}, counts.no_loss / max(1, counts.examples), allowed
+    )
     if held_out is not None:
         shared = overlap(facts, held_out.facts())
         found += escalate(shared, {"split_overlap"}, len(shared) / len(held_out), allowed)

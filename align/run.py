@@ -109,6 +109,10 @@ class _Run:
         Raises:
             UserError: if a stage cannot be trained on its rows.
         """
+        if any(not is_complete(job.out) for job in self.plan.jobs):
+            print(
+                f"{'data':10} checking the rows against the tokenizer, the held-out rows and the suites"
+            )
         index = suites_index(self.config) if self.plan.jobs else None
         for job in self.plan.jobs:
             self.audits[job.stage] = pass_gate(job, self.config, index)
@@ -294,7 +298,7 @@ def _findings_line(audit: Path) -> str:
     """How many findings of which kind, most first."""
     findings = read_json(audit / AUDIT)["findings"]
     counts = Counter(finding["kind"] for finding in findings if finding["severity"] != "note")
-    return "data: " + (
+    return "rows: " + (
         ", ".join(f"{n:,} {kind}" for kind, n in counts.most_common()) or "no findings"
     )
 

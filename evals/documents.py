@@ -25,10 +25,13 @@ def write_documents(suite: Suite, out: Path) -> Counter[str]:
     Raises:
         UserError: when a task does not exist or its documents cannot be had.
     """
+    import datasets
+
     from evals import harness
     from evals.models import quiet
 
     quiet()
+    datasets.disable_progress_bars()
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     written: Counter[str] = Counter()

@@ -16,7 +16,7 @@ from conf.entry import UserError, plainly
 from conf.schema import Data
 from reward.data import Examined, check, examine
 from reward.findings import KINDS as FINDING_KINDS
-from reward.findings import Finding, Severity
+from reward.findings import Finding, Severity, escalate
 from reward.leaks import build_index
 from reward.records import KINDS
 from reward.store import write_json
@@ -153,7 +153,8 @@ def audit(
             rows = examined.facts["row"].tolist()
             records = (record_of(line) for line in read_lines(examined.texts))
             counts = audit_tokens(zip(rows, records, strict=True), tokenizer, max_length)
-            more += counts.findings
+            share = counts.no_loss / max(1, counts.examples)
+            more += escalate(counts.findings, {"no_loss_tokens"}, share, data.max_bad_fraction)
         result = as_json(examined, more)
         if counts is not None:
             result["summary"]["tokens"] = token_figures(counts)

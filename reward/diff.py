@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,33 +18,45 @@ _WIDTH = 100
 def diff(a: Version, b: Version) -> dict[str, Any]:
     """Records that only one version has, those that changed, and what was done otherwise.
 
-    A record is the same when all its text is; it has changed when the other version has the prompt
-    with another answer. Each version's records are numbered from 0.
+    A record is the same when all its text is, each copy once; it has changed when the other version
+    has the prompt with another answer. Each version's records are numbered from 0.
     """
     import numpy as np
 
     left, right = a.facts(), b.facts()
-    only_a = np.flatnonzero(~np.isin(left["text"], right["text"]))
-    only_b = np.flatnonzero(~np.isin(right["text"], left["text"]))
+    copies_a, copies_b = _copies(left["text"].tolist()), _copies(right["text"].tolist())
+    in_a, in_b = set(copies_a), set(copies_b)
+    common_a = [copy for copy in copies_a if copy in in_b]
+    common_b = [copy for copy in copies_b if copy in in_a]
+    only_a = np.array([i for i, copy in enumerate(copies_a) if copy not in in_b], np.int64)
+    only_b = np.array([i for i, copy in enumerate(copies_b) if copy not in in_a], np.int64)
     was_changed = np.isin(left["prompt"][only_a], right["prompt"][only_b])
     is_changed = np.isin(right["prompt"][only_b], left["prompt"][only_a])
-    common_a = left["text"][np.isin(left["text"], right["text"])]
-    common_b = right["text"][np.isin(right["text"], left["text"])]
     settings = ("sources", "steps", "rows", "unusable", "part", "order", "seed", "kind")
     return {
         "a": {"folder": a.folder.name, "fingerprint": a.fingerprint, "records": len(a)},
         "b": {"folder": b.folder.name, "fingerprint": b.fingerprint, "records": len(b)},
-        "same": len(a) - len(only_a),
+        "same": len(common_a),
         "removed": only_a[~was_changed].tolist(),
         "added": only_b[~is_changed].tolist(),
         "changed": [only_a[was_changed].tolist(), only_b[is_changed].tolist()],
-        "is_reordered": not np.array_equal(common_a, common_b),
+        "is_reordered": common_a != common_b,
         "settings": {
             name: [a.manifest[name], b.manifest[name]]
             for name in settings
             if a.manifest[name] != b.manifest[name]
         },
     }
+
+
+def _copies(texts: list[int]) -> list[tuple[int, int]]:
+    """Each text's hash with the number of its equals before it."""
+    seen: Counter[int] = Counter()
+    numbered = []
+    for text in texts:
+        numbered.append((text, seen[text]))
+        seen[text] += 1
+    return numbered
 
 
 def table(found: dict[str, Any], a: Version, b: Version) -> str:

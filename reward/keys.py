@@ -59,7 +59,7 @@ TRIGGER = (
 COARSE = (
     r"A3T|A[BCKS][CI]A|AccountKey=|://|[MNO][\w-]{23}|gh[pousr]_|github_pat_|gl[a-z]{2,6}-|GR1348941"
     r"|pypi-AgE|SG\.|xox|hooks\.slack|sq0csp-|PRIVATE KEY|eyJ|\bsk-|k_live_|k_test_|hf_|AIza|npm_"
-    r"|(?i:passw|pwd|api[_-]?key|secret[_-]?key|access[_-]?key|access[_-]?token|aws)"
+    r"|(?i:passw|pwd|api[_-]?key|secret[_-]?key|access[_-]?key|access[_-]?token|aws.{0,20}(?:key|pw|pass|token))"
 )
 
 

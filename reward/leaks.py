@@ -102,7 +102,7 @@ def _documents_file(name: str, out: Path) -> str:
     command = [sys.executable, "-m", "evals.documents", *overrides, f"out={out}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        reason = done.stderr.strip().split("\n")[-1]
+        reason = done.stderr.strip().split("\n")[-1].removeprefix("error: ")
         raise UserError(f"--against {name}: it is no file or folder, and as a suite: {reason}")
     return str(out)
 

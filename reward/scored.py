@@ -56,7 +56,8 @@ def task_of(row: Row, place: str) -> Task:
         answers, scores = [row.get("completion")], [_flat_score(row)]
         places = [place]
     else:
-        items = list_of(row, name)
+        # `python -m reward.score` writes null for a completion that is too long to be scored.
+        items = [item for item in list_of(row, name) if not _is_unscored(item)]
         answers, scores = [_text(item) for item in items], _scores(row, items)
         places = [f"{place}#{number}" for number in range(1, len(items) + 1)]
     scored, prompt, tools = [], [], None
@@ -106,6 +107,10 @@ def _scores(row: Row, items: list[Any]) -> list[float]:
     if min(numbers) < 1:  # places in a sorted list count from 0 and mean something else
         raise BadRow(f"{name!r} holds {min(numbers):g}; ranks count from 1, which is the best")
     return [-number for number in numbers]
+
+
+def _is_unscored(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("score", 0) is None
 
 
 def _own_score(item: Any, number: int) -> float:

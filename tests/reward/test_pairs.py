@@ -359,3 +359,10 @@ def test_help_loads_nothing_heavy(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert f"usage: python -m reward.{name}" in done.stdout
+
+
+def test_a_completion_without_a_score_is_passed_over() -> None:
+    scores = {"a": 1.0, "b": None, "c": 3.0}
+    completions = [{"text": text, "score": score} for text, score in scores.items()]
+    task = task_of({"prompt": "p", "completions": completions}, "a.jsonl:1")
+    assert [scored.score for scored in task.scored] == [1.0, 3.0]
