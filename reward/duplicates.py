@@ -2,7 +2,7 @@
 
 Similarity is the Jaccard index of the sets of character 5-grams of two normalised texts. Pairs to
 compare come from `minhash`, which may miss one but cannot invent one: each is compared exactly.
-Texts stay in their memory-mapped file; a row takes about 0.5 KB of memory.
+Texts stay in their memory-mapped file; a row takes less than 1 KB of memory beside it.
 """
 
 import os
@@ -46,7 +46,7 @@ class NearDuplicate:
 
     index: int  # from 0, in file order
     original: int  # an earlier row that is itself no near-duplicate
-    similarity: float  # of the whole texts; 1.0 for exact copies
+    similarity: float  # of the whole texts; 1.0 for a copy of the original
 
 
 def near_duplicates(path: Path, threshold: float = 0.7, processes: int = 1) -> list[NearDuplicate]:
@@ -55,7 +55,8 @@ def near_duplicates(path: Path, threshold: float = 0.7, processes: int = 1) -> l
     Rows are taken in file order. Each is compared with the earlier rows that are kept, and is
     itself kept unless it is nearly the same as one: the earliest such row is its `original`.
     A row that is like removed rows only is kept, so likeness never runs along a chain. A row whose
-    normalised fields equal those of an earlier one is that row or shares its original.
+    normalised fields equal those of an earlier one has that row as its original, or shares that
+    row's.
 
     Args:
         path: an uncompressed Arrow IPC file with a string column `text` without nulls, whose

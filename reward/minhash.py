@@ -76,11 +76,18 @@ def candidates(signatures: "Signatures", threshold: float) -> "Pairs":
     for band in range(_BANDS):
         met = np.setdiff1d(_met_in_buckets(_band_keys(signatures, band)), found, assume_unique=True)
         is_alike = _equal_values(signatures, met) >= (threshold - _SLACK) * signatures.shape[1]
-        found = np.union1d(found, met[is_alike])
-    later = found >> np.uint64(32)
-    by_likeness = np.lexsort((-_equal_values(signatures, found), later))
-    rank = np.arange(len(found)) - np.searchsorted(later, later)  # `later` is sorted
-    return np.sort(found[by_likeness[rank < _MOST_CANDIDATES]])
+        found = _best(signatures, np.union1d(found, met[is_alike]))
+    return found
+
+
+def _best(signatures: "Signatures", pairs: "Pairs") -> "Pairs":
+    """The `_MOST_CANDIDATES` pairs of each later row that are most alike, in order."""
+    import numpy as np
+
+    later = pairs >> np.uint64(32)  # sorted, as the pairs are
+    by_likeness = np.lexsort((-_equal_values(signatures, pairs), later))
+    rank = np.arange(len(pairs)) - np.searchsorted(later, later)
+    return np.sort(pairs[by_likeness[rank < _MOST_CANDIDATES]])
 
 
 def _band_keys(signatures: "Signatures", band: int) -> "NDArray[np.uint64]":
