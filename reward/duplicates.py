@@ -2,7 +2,7 @@
 
 Similarity is the Jaccard index of the sets of character 5-grams of two normalised texts. Pairs to
 compare come from `minhash`, which may miss one but cannot invent one: each is compared exactly.
-Texts stay in their memory-mapped file; a row takes about 0.5 KB of memory.
+Texts stay in their memory-mapped file; a row takes less than 1 KB of memory beside it.
 """
 
 import re
@@ -43,7 +43,7 @@ class NearDuplicate:
 
     index: int  # from 0, in file order
     original: int  # an earlier row that is itself no near-duplicate
-    similarity: float  # of the whole texts; 1.0 for exact copies
+    similarity: float  # of the whole texts; 1.0 for a copy of the original
 
 
 def near_duplicates(path: Path, threshold: float = 0.7, processes: int = 1) -> list[NearDuplicate]:
@@ -52,7 +52,8 @@ def near_duplicates(path: Path, threshold: float = 0.7, processes: int = 1) -> l
     Rows are taken in file order. Each is compared with the earlier rows that are kept, and is
     itself kept unless it is nearly the same as one: the earliest such row is its `original`.
     A row that is like removed rows only is kept, so likeness never runs along a chain. A row whose
-    normalised fields equal those of an earlier one is that row or shares its original.
+    normalised fields equal those of an earlier one has that row as its original, or shares that
+    row's.
 
     Args:
         path: an uncompressed Arrow IPC file with a string column `text` without nulls, whose
@@ -72,9 +73,9 @@ def near_duplicates(path: Path, threshold: float = 0.7, processes: int = 1) -> l
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold={threshold}: a similarity is above 0 and at most 1")
     texts = _Texts(path)
-    signatures, digests = _sketch(path, len(texts), processes)
+    signatures, digests = _sketch(path, texts.rows, processes)
     first_copy = _first_copies(digests)
-    distinct = np.flatnonzero(first_copy == np.arange(len(texts)))
+    distinct = np.flatnonzero(first_copy == np.arange(texts.rows))
     pairs = minhash.candidates(signatures[distinct], threshold)
     rows = distinct[np.stack([pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)], axis=1)]
 
@@ -86,7 +87,7 @@ def near_duplicates(path: Path, threshold: float = 0.7, processes: int = 1) -> l
             if similarity is not None:
                 removed[row] = original, similarity
                 break
-    for row in np.flatnonzero(first_copy != np.arange(len(texts))).tolist():
+    for row in np.flatnonzero(first_copy != np.arange(texts.rows)).tolist():
         first = int(first_copy[row])
         removed[row] = removed.get(first, (first, 1.0))
     return [NearDuplicate(row, *removed[row]) for row in sorted(removed)]
@@ -99,16 +100,11 @@ class _Texts:
         import pyarrow as pa
 
         with pa.memory_map(str(path)) as source:
-            self._column = pa.ipc.open_file(source).read_all().column("text")  # copies nothing
-        # The original of many rows is compared again and again. Few, for texts may be long.
-        self.shingles = lru_cache(maxsize=8)(lambda row: shingles(whole(self.fields(row))))
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    def fields(self, row: int) -> list[str]:
-        """The normalised fields of a row."""
-        return normalised_fields(self._column[row].as_py())
+            column = pa.ipc.open_file(source).read_all().column("text")  # copies nothing
+        self.rows = len(column)
+        # A row meets several others, an original very many. Few are kept, for texts may be long.
+        self.fields = lru_cache(maxsize=8)(lambda row: normalised_fields(column[row].as_py()))
+        self.shingles = lru_cache(maxsize=16)(shingles)
 
 
 def normalised_fields(text: str) -> list[str]:
@@ -147,9 +143,9 @@ def _similarity(texts: _Texts, first: int, second: int, threshold: float) -> flo
         for pair in sorted(zip(fields, others, strict=True), key=lambda pair: sum(map(len, pair))):
             if pair[0] == pair[1] or max(map(len, pair)) < FIELD_CHARACTERS:
                 continue
-            if jaccard(shingles(pair[0]), shingles(pair[1])) < FIELD_SIMILARITY:
+            if jaccard(*map(texts.shingles, pair)) < FIELD_SIMILARITY:
                 return None
-    similarity = jaccard(texts.shingles(first), texts.shingles(second))
+    similarity = jaccard(texts.shingles(whole(fields)), texts.shingles(whole(others)))
     return similarity if similarity >= threshold else None
 
 

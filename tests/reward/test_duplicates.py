@@ -14,6 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
@@ -98,6 +99,13 @@ def test_recall_at_the_default_threshold() -> None:
     met = minhash.candidates(minhash.signatures(pairs), 0.7)
     expected = {row + 1 << 32 | row for row in range(0, len(pairs), 2)}
     assert len(expected & set(met.tolist())) >= 0.97 * len(expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(max_size=12), min_size=1))
+def test_signatures_do_not_depend_on_the_company(texts: list[str]) -> None:
+    together = minhash.signatures(texts)
+    assert (together == np.concatenate([minhash.signatures([text]) for text in texts])).all()
 
 
 def test_what_is_left_has_no_pair(write: Write) -> None:
@@ -235,7 +243,7 @@ def test_a_crowd_is_compared_in_linear_time(
     rng, text = random.Random(1), PROSE
     texts = {
         "copies": [text] * 3000,
-        "almost copies": [f"{text} {number}" for number in range(3000)],
+        "almost copies": [f"{text} {sentence(rng, 2)}" for _ in range(3000)],
         "one prompt, many answers": [f"{text}\x1e{sentence(rng, 9)}" for _ in range(1000)],
     }[boilerplate]
     compared, met = [], []
@@ -253,21 +261,21 @@ def test_a_crowd_is_compared_in_linear_time(
     monkeypatch.setattr(minhash, "_equal_values", estimating)
     found = near_duplicates(write(texts))
     assert len(compared) <= 8 * len(texts)
-    assert sum(met) <= 200 * len(texts)
+    assert sum(met) <= 25 * 16 * len(texts)  # bands; 4 met, and 12 of which 8 are kept
     expected = 0 if "prompt" in boilerplate else len(texts) - 1
     assert len(found) == expected
     assert {match.original for match in found} <= {0}
 
 
 def test_a_duplicate_is_found_in_a_crowd(write: Write) -> None:
-    """Two hundred rows share a prompt; each of ten has one near-duplicate among the others."""
+    """Many rows share a prompt; each of ten has one near-duplicate among the others."""
     rng, prompt = random.Random(2), PROSE
-    answers = [sentence(rng, 12) for _ in range(200)]
+    answers = [sentence(rng, 12) for _ in range(600)]
     texts = [f"{prompt}\x1e{answer}" for answer in answers]
     texts += [f"{prompt}\x1e{answer} indeed" for answer in answers[:10]]
     found = near_duplicates(write(texts))
     assert [(match.index, match.original) for match in found] == [
-        (200 + number, number) for number in range(10)
+        (600 + number, number) for number in range(10)
     ]
 
 
