@@ -3,111 +3,49 @@
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from conf.entry import UserError
 from evals.contrast import Change, Contrast, Row
 from evals.leaderboard import Arm, Board, MeanScore
+from evals.markup import count, duration, environment, percent
 from evals.plots import Point, forest_chart, score_chart
 from evals.results import EvalResult, Score, read_jsonl
 from evals.runs import Run, Variant
 
-_TEMPLATES = Path(__file__).parent / "templates"
+Links = Mapping[tuple[Path, str], str]
+
 _SAMPLES = 12
 _LONGEST_TEXT = 4000  # characters shown of an answer: a runaway generation must not swell the page
 _Z95 = 1.959964  # half-width of a 95 % normal interval, in standard errors
 
 
-def render(found: Sequence[Board]) -> str:
-    """The page of boards that are already computed; equal boards give equal text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+def render(found: Sequence[Board], data_page: str = "", links: Links | None = None) -> str:
+    """The page of boards that are already computed; equal boards give equal text.
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,  # prompts and answers are foreign text
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "value": value,
-        "signed": signed,
-        "interval": interval,
-        "probability": probability,
-        "percent": percent,
-        "duration": duration,
-        "count": count,
-    }
-    template = environment.get_template("leaderboard.html.jinja")
+    Args:
+        found: the boards.
+        data_page: file name of the page about the training data; empty when there is none.
+        links: (run's folder, stage) → where the data page tells of the stage's rows.
+    """
     numbers = itertools.count(1)
     tables = [
-        (board, [(rank, ArmView(arm, next(numbers))) for rank, arm in board.entries])
+        (board, [(rank, ArmView(arm, next(numbers), links)) for rank, arm in board.entries])
         for board in found
     ]
     views = [view for _, entries in tables for _, view in entries]
-    return template.render(
-        tables=tables, views=views, provenance=_provenance([view.arm for view in views])
+    return (
+        environment()
+        .get_template("leaderboard.html.jinja")
+        .render(
+            tables=tables,
+            views=views,
+            provenance=_provenance([view.arm for view in views]),
+            data_page=data_page,
+        )
     )
-
-
-# Numbers as text. A share (a metric in [0, 1]) is shown in percent, its difference in points.
-
-
-def value(number: float, share: bool = True) -> str:
-    """`0.6354` → "63.5"; in the metric's own unit when it is not a share."""
-    if math.isnan(number):
-        return "n/a"
-    return _minus(f"{number * 100:.1f}" if share else f"{number:.4g}")
-
-
-def signed(number: float, share: bool = True) -> str:
-    """`-0.021` → "−2.1", always with its sign."""
-    if math.isnan(number):
-        return "n/a"
-    text = f"{number * 100:+.1f}" if share else f"{number:+.4g}"
-    return "0.0" if float(text) == 0 and share else _minus(text)
-
-
-def interval(change: Change) -> str:
-    """`[−4.0, +1.2]`."""
-    return f"[{signed(change.ci_low, change.is_share)}, {signed(change.ci_high, change.is_share)}]"
-
-
-def probability(number: float) -> str:
-    """A p-value; below 0.001 only its order matters."""
-    if math.isnan(number):
-        return "n/a"
-    return "<0.001" if number < 0.001 else f"{number:.3f}"
-
-
-def percent(number: float) -> str:
-    """`0.125` → "12.5 %"."""
-    return "n/a" if math.isnan(number) else f"{number * 100:.1f} %"
-
-
-def duration(seconds: float | None) -> str:
-    """`4000` → "1 h 7 min"."""
-    if seconds is None or math.isnan(seconds):
-        return "unknown time"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def count(number: float) -> str:
-    """`134515008` → "134.5 M"."""
-    for size, unit in ((1e9, "G"), (1e6, "M")):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
 
 
 # What the template shows of an arm.
@@ -142,13 +80,15 @@ class Step(NamedTuple):
 
     name: str
     facts: list[str]
+    data: str = ""  # link to the rows that it was trained on
 
 
 class ArmView:
     """An arm as its section of the page shows it."""
 
-    def __init__(self, arm: Arm, number: int) -> None:
+    def __init__(self, arm: Arm, number: int, links: Links | None = None) -> None:
         self.arm = arm
+        self._links = links or {}
         self.id = f"arm-{number}"
         self.gain = arm.average("gain")
         self.retention = arm.average("retention")
@@ -160,7 +100,12 @@ class ArmView:
         """The base and the training stages, in order."""
         model = self.arm.first.model
         start = Step("base", [str(model.get("path", "unknown model")), self.dtype])
-        return [start, *(_step(stage) for stage in self.arm.first.stages)]
+        folder, links = self.arm.first.folder, self._links
+        stages = [
+            (stage, links.get((folder, str(stage.get("stage"))), ""))
+            for stage in self.arm.first.stages
+        ]
+        return [start, *(_step(stage)._replace(data=link) for stage, link in stages)]
 
     @property
     def gain_tables(self) -> list[dict[str, Any]]:

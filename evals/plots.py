@@ -2,6 +2,7 @@
 
 import html
 import io
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -83,7 +84,52 @@ def forest_chart(name: str, points: Sequence[Point], axis: str, margin: float) -
     return _svg(figure, name, f"{axis}: " + _spoken(points))
 
 
-def _canvas(points: Sequence[Point], axis: str) -> tuple[Any, Any]:
+class Spread(NamedTuple):
+    """One row of a chart: quantiles of what was counted."""
+
+    label: str
+    quantiles: Sequence[float]  # at 0, 5, 25, 50, 75, 95 and 100 %
+
+
+def spread_chart(name: str, spreads: Sequence[Spread], axis: str) -> str:
+    """Distributions as bars on a logarithmic axis, one row each.
+
+    A thin line spans everything, a thick one 5–95 %, a box the middle half; a mark is the median.
+
+    Args:
+        name: unique on the page; it becomes part of the SVG's ids.
+        spreads: from top to bottom. A logarithm has no zero, so 0 is drawn at 1.
+        axis: label of the horizontal axis, with its unit.
+    """
+    figure, axes = _canvas(spreads, axis)
+    for row, spread in enumerate(spreads):
+        low, p5, p25, median, p75, p95, high = (max(1.0, one) for one in spread.quantiles)
+        axes.plot((low, high), (row, row), color=_MUTED, linewidth=1, zorder=2)
+        axes.plot((p5, p95), (row, row), color=_ACCENT, linewidth=3, zorder=3)
+        axes.barh(row, p75 - p25, 0.5, p25, color=_ACCENT, linewidth=0, zorder=4)
+        axes.plot((median, median), (row - 0.32, row + 0.32), color=_INK, linewidth=2.5, zorder=5)
+    least = max(1.0, min(spread.quantiles[0] for spread in spreads))
+    most = max(2 * least, *(spread.quantiles[-1] for spread in spreads))
+    axes.set_xscale("log")
+    axes.set_xlim(least / 1.15, most * 1.15)
+    ticks = _log_ticks(least / 1.15, most * 1.15)
+    axes.set_xticks(
+        ticks, [f"{tick:,}".replace(",", "\N{NARROW NO-BREAK SPACE}") for tick in ticks]
+    )
+    axes.minorticks_off()
+    spoken = (f"{spread.label} {spread.quantiles[3]:.0f}" for spread in spreads)
+    return _svg(figure, name, f"{axis}, medians: " + "; ".join(spoken))
+
+
+def _log_ticks(low: float, high: float) -> list[int]:
+    """Round numbers between the ends; powers of ten alone where there are many."""
+    digits = (1,) if high > 1000 * low else (1, 2, 5)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    candidates = (digit * 10**power for power in powers if power >= 0 for digit in digits)
+    return [tick for tick in candidates if low <= tick <= high]
+
+
+def _canvas(points: Sequence[Point] | Sequence[Spread], axis: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     height = _ROW * len(points) + _FRAME

@@ -15,18 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from conf.entry import UserError, plainly
+from evals import datapage
 from evals.contrast import Change
 from evals.leaderboard import Board, MeanScore, boards, leaderboard_rows, rows_of
-from evals.page import interval, render, signed, value
+from evals.markup import interval, signed, value
+from evals.page import render
 from evals.runs import load_runs
 
 __all__ = ["build_report", "leaderboard_rows", "main"]
 
-INDEX = "index.html"
+INDEX, DATA = "index.html", "data.html"
 
 
 def build_report(runs: Path, out: Path, margin: float | None = None) -> Path:
     """Write `index.html` and `leaderboard.json`, `.md` and `.csv` into `out`.
+
+    Where the records tell of the training data, `data.html` is written too.
 
     Args:
         runs: folder that is searched for run records.
@@ -41,12 +45,16 @@ def build_report(runs: Path, out: Path, margin: float | None = None) -> Path:
     """
     found = boards(load_runs(runs), margin)
     rows = rows_of(found)
+    data = datapage.read_data(found)
+    links = {use: f"{DATA}#{section}" for use, section in data.links.items()}
     files = {
         "leaderboard.json": json.dumps(rows, indent=2) + "\n",
         "leaderboard.csv": _csv(rows),
         "leaderboard.md": _markdown(found),
-        INDEX: render(found),
+        INDEX: render(found, DATA if data else "", links),
     }
+    if data:
+        files[DATA] = datapage.render(data, INDEX)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():

@@ -43,6 +43,7 @@ class Run:
     provenance: dict[str, Any] = field(default_factory=dict)
     # An evaluation that cannot be read is the reason why, so that one lost file costs one cell.
     results: dict[tuple[Variant, str], EvalResult | str] = field(default_factory=dict)
+    folder: Path = Path()  # where the record lies
 
     @property
     def suites(self) -> list[str]:
@@ -111,8 +112,9 @@ def load_run(path: Path) -> Run:
         raise UserError(f"{path} is not the record of a run: it has no {error}") from error
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not the record of a run: {error}") from error
-    known = {item.name for item in dataclasses.fields(Run)} - {"results"}
-    return Run(results=results, **{key: value for key, value in record.items() if key in known})
+    known = {item.name for item in dataclasses.fields(Run)} - {"results", "folder"}
+    fields = {key: value for key, value in record.items() if key in known}
+    return Run(results=results, folder=path.parent, **fields)
 
 
 # The kind of each field. `bool` is an `int` to isinstance, but no record has one here.
