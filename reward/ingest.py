@@ -5,6 +5,7 @@ stays is one `FACTS` entry a record (about 80 bytes), from which sets are compar
 """
 
 import contextlib
+import gc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -19,7 +20,6 @@ from reward.records import (
     NORMALISERS,
     Conversation,
     Preference,
-    Prompt,
     Rated,
     Record,
     detect,
@@ -47,6 +47,7 @@ FACTS = [
     ("group", "u8"),  # hash of the value to balance by
 ]
 
+_NAN = float("nan")
 _CHUNK = 4000  # rows; RE2 compiles its patterns anew for each chunk
 _INLINE = _CHUNK  # fewer rows are not worth the start of worker processes (about a second)
 
@@ -117,6 +118,19 @@ def _read_all(chunks: Iterator[list[tuple[int, Line]]], reading: Reading) -> Ite
         yield from in_order(pool, read, ((chunk, reading) for chunk in chain([rest], chunks)))
 
 
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Spare the search for cycles of objects, a third of the time: rows make very many and no cycle."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_without_collection()
 def read(chunk: list[tuple[int, Line]], reading: Reading) -> Batch:
     """Parse, normalise and look through some rows."""
     batch = Batch(chunk[0][0], len(chunk), reading.format)
@@ -162,27 +176,26 @@ def canonical(record: Record) -> bytes:
 
 def text_of(record: Record) -> str:
     """What a record says: its fields (prompt, then answers) joined by `FIELD`, turns by line breaks."""
-    return FIELD.join(["\n".join(map(_said, part)) for part in parts(record)])
+    return FIELD.join([_text(part) for part in parts(record)])
 
 
 def parts(record: Record) -> tuple[list[Message], ...]:
     """The prompt, and the answers to it: none for a prompt alone, two for a pair."""
-    match record:
-        case Conversation(turns):
-            return turns[:-1], turns[-1:]
-        case Preference(prompt, chosen, rejected):
-            return prompt, chosen, rejected
-        case Rated(prompt, completion):
-            return prompt, completion
-        case Prompt(prompt):
-            return (prompt,)
+    if isinstance(record, Preference):
+        return record.prompt, record.chosen, record.rejected
+    if isinstance(record, Conversation):
+        return record.messages[:-1], record.messages[-1:]
+    return (record.prompt, record.completion) if isinstance(record, Rated) else (record.prompt,)
 
 
-def _said(turn: Message) -> str:
-    text: str = turn["content"]
-    if calls := turn.get("tool_calls"):
-        text += orjson.dumps(calls, default=str).decode()
-    return text.replace(FIELD, " ")
+def _text(turns: list[Message]) -> str:
+    said = []
+    for turn in turns:
+        said.append(turn["content"])
+        if calls := turn.get("tool_calls"):
+            said.append(orjson.dumps(calls, default=str).decode())
+    text = said[0] if len(said) == 1 else "\n".join(said)
+    return text.replace(FIELD, " ") if FIELD in text else text
 
 
 def _normalise(row: Row, name: str | None, is_detected: bool) -> tuple[str, Record]:
@@ -250,22 +263,23 @@ def _facts(number: int, row: Row, record: Record, text: str, reading: Reading) -
     turns = parts(record)
     first = next((turn["content"] for turn in turns[0] if turn["role"] == "user"), "")
     hashes = [_hash(answer) for answer in answers]
-    side = hashes == sorted(hashes) if len(answers) == 2 else getattr(record, "label", False)
+    ordered = sorted(hashes)
+    lengths = [*map(len, answers), 0, 0]
     margin = record.margin if isinstance(record, Preference) else None
     return (
         number,
         _mixed(_hash(prompt), *hashes),
         plain,
         plain if first == prompt else _plain(first),
-        _mixed(plain, *sorted(hashes)),
-        side,
+        _mixed(plain, *ordered),
+        hashes == ordered if len(answers) == 2 else getattr(record, "label", False),
         len(prompt),
-        len(answers[0]) if answers else 0,
-        len(answers[1]) if len(answers) > 1 else 0,
-        sum(map(len, turns[:2])),
+        lengths[0],
+        lengths[1],
+        len(turns[0]) + len(turns[1] if answers else ()),
         _examples(record),
-        float("nan") if margin is None else margin,
-        _column_score(row, reading.score),
+        _NAN if margin is None else margin,
+        _column_score(row, reading.score) if reading.score else _NAN,
         _hash(str(row.get(reading.balance))) if reading.balance else 0,
     )
 
@@ -275,12 +289,14 @@ def _mixed(*hashes: int) -> int:
 
 
 def _plain(text: str) -> int:
-    """The hash of a text without case and spacing."""
-    return _hash(" ".join(text.lower().split()))
+    """The hash of a text without case and (ASCII's) spaces."""
+    digest: int = xxh3_64_intdigest(text.lower().encode().translate(None, b" \t\n\r\v\f"))
+    return digest
 
 
 def _hash(text: str) -> int:
-    return int(xxh3_64_intdigest(text.encode()))
+    digest: int = xxh3_64_intdigest(text.encode())
+    return digest
 
 
 def _examples(record: Record) -> int:
@@ -289,13 +305,11 @@ def _examples(record: Record) -> int:
     return 1
 
 
-def _column_score(row: Row, column: str | None) -> float:
+def _column_score(row: Row, column: str) -> float:
     """The value of the score column; NaN where there is none."""
-    if column is None or row.get(column) is None:
-        return float("nan")
     with contextlib.suppress(BadRow):
-        return number_of(row[column], column)
-    return float("nan")
+        return number_of(row.get(column), column)
+    return _NAN
 
 
 def _cut(batch: Batch, count: int) -> Batch:

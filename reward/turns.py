@@ -56,11 +56,11 @@ def check_order(turns: list[Message], where: str) -> None:
     """
     previous = ""
     for number, turn in enumerate(turns, 1):
-        allowed = _NEXT[previous]
-        if turn["role"] not in allowed:
-            found = f"{where}turn {number} has role {short(turn['role'])}"
-            raise BadRow(f"{found}, expected {' or '.join(allowed)}", "bad_role_order")
-        previous = turn["role"]
+        role = turn["role"]
+        if role not in _NEXT[previous]:
+            found = f"{where}turn {number} has role {short(role)}"
+            raise BadRow(f"{found}, expected {' or '.join(_NEXT[previous])}", "bad_role_order")
+        previous = role
 
 
 def differ_in_spaces_only(left: list[Message], right: list[Message]) -> bool:

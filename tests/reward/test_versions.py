@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -142,7 +143,9 @@ def test_parts_never_share_a_prompt_and_miss_no_row(prompts: list[str], seed: in
             except UserError:  # a small part may have no row; none is missed, as is seen below
                 parts.append([])
     assert sorted(itertools.chain(*parts), key=int) == [row["answer"] for row in rows]
-    asked = [{" ".join(prompts[int(i)].lower().split()) for i in part} for part in parts]
+    asked = [
+        {re.sub(r"[ \t\n\r\v\f]", "", prompts[int(i)].lower()) for i in part} for part in parts
+    ]
     assert all(not one & other for one, other in itertools.combinations(asked, 2))
 
 
