@@ -259,16 +259,16 @@ def _mend(batch: Batch, records: list[Record], reading: Reading, rows: list[int]
 
 def _facts(number: int, row: Row, record: Record, text: str, reading: Reading) -> tuple[Any, ...]:
     prompt, *answers = text.split(FIELD)
-    plain = _plain(prompt)
     turns = parts(record)
-    first = next((turn["content"] for turn in turns[0] if turn["role"] == "user"), "")
-    hashes = [_hash(answer) for answer in answers]
+    first = turns[0][0]["content"] if len(turns[0]) == 1 else _first_question(turns[0])
+    plain = _plain(prompt)
+    hashes = [xxh3_64_intdigest(answer.encode()) for answer in answers]
     ordered = sorted(hashes)
     lengths = [*map(len, answers), 0, 0]
     margin = record.margin if isinstance(record, Preference) else None
     return (
         number,
-        _mixed(_hash(prompt), *hashes),
+        _mixed(xxh3_64_intdigest(prompt.encode()), *hashes),
         plain,
         plain if first == prompt else _plain(first),
         _mixed(plain, *ordered),
@@ -280,7 +280,7 @@ def _facts(number: int, row: Row, record: Record, text: str, reading: Reading) -
         _examples(record),
         _NAN if margin is None else margin,
         _column_score(row, reading.score) if reading.score else _NAN,
-        _hash(str(row.get(reading.balance))) if reading.balance else 0,
+        _plain(str(row.get(reading.balance))) if reading.balance else 0,
     )
 
 
@@ -294,9 +294,8 @@ def _plain(text: str) -> int:
     return digest
 
 
-def _hash(text: str) -> int:
-    digest: int = xxh3_64_intdigest(text.encode())
-    return digest
+def _first_question(turns: list[Message]) -> str:
+    return next((turn["content"] for turn in turns if turn["role"] == "user"), "")
 
 
 def _examples(record: Record) -> int:

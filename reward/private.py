@@ -53,16 +53,56 @@ def find(texts: list[str]) -> list[Span]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    batch = pa.array(texts, pa.large_string())
-    triggers = [trigger for trigger, _ in KINDS.values()]
-    [rows] = pc.match_substring_regex(batch, _COARSE).to_numpy(False).nonzero()
-    candidates = batch.take(rows)
-    wanted = [pc.match_substring_regex(candidates, trigger).to_pylist() for trigger in triggers]
-    found = []
-    for index, *has_trigger in zip(rows.tolist(), *wanted, strict=True):
-        kinds = [kind for kind, has in zip(KINDS, has_trigger, strict=True) if has]
-        found += _spans(index, texts[index], kinds)
-    return found
+    is_candidate = pc.match_substring_regex(pa.array(texts, pa.large_string()), _COARSE)
+    [rows] = is_candidate.to_numpy(False).nonzero()
+    rest = {row: texts[row] for row in rows.tolist()}
+    taken = {row: bytearray(len(text)) for row, text in rest.items()}
+    found: list[Span] = []
+    while rest:  # a piece that is masked may have hidden the one beside it
+        masked = {}
+        for row, kinds in _kinds(rest):
+            spans, text = _search(row, texts[row], rest[row], taken[row], kinds)
+            if spans:
+                found += spans
+                masked[row] = text
+        rest = masked
+    return sorted(found, key=lambda span: (span.index, span.start))
+
+
+def _kinds(texts: dict[int, str]) -> Iterator[tuple[int, list[str]]]:
+    """For each text, the kinds that it may hold."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    batch = pa.array(texts.values(), pa.large_string())
+    asked = [pc.match_substring_regex(batch, trigger).to_pylist() for trigger, _ in KINDS.values()]
+    for row, *has_trigger in zip(texts, *asked, strict=True):
+        yield row, [kind for kind, has in zip(KINDS, has_trigger, strict=True) if has]
+
+
+def _search(
+    index: int, text: str, rest: str, taken: bytearray, kinds: list[str]
+) -> tuple[list[Span], str]:
+    """The pieces of some kinds, and the text without them.
+
+    Args:
+        index: of the text in the batch.
+        text: as it was.
+        rest: as long, with earlier pieces masked.
+        taken: 1 for each character of an earlier piece; changed.
+        kinds: to look for.
+    """
+    spans = []
+    for kind in kinds:
+        characters = list(rest)
+        for start, end in KINDS[kind][1](rest):
+            if not any(taken[start:end]):
+                taken[start:end] = b"\1" * (end - start)
+                spans.append(Span(index, kind, start, end, text[start:end]))
+                # As long as the piece, but to a detector it looks like its mask.
+                characters[start:end] = f"[{'X' * (end - start - 2)}]"[: end - start]
+        rest = "".join(characters)
+    return spans, rest
 
 
 def mask(text: str, spans: Iterable[Span]) -> str:
@@ -80,22 +120,3 @@ def mask(text: str, spans: Iterable[Span]) -> str:
         pieces += [text[end : span.start], f"[{span.kind.upper()}]"]
         end = span.end
     return "".join([*pieces, text[end:]])
-
-
-def _spans(index: int, text: str, kinds: Iterable[str]) -> list[Span]:
-    spans: list[Span] = []
-    taken = bytearray(len(text))
-    rest, before = text, ""
-    while rest != before:  # a piece that is masked may have hidden the one beside it
-        before = rest
-        for kind in kinds:
-            characters = list(rest)
-            for start, end in KINDS[kind][1](rest):
-                if not any(taken[start:end]):
-                    taken[start:end] = b"\1" * (end - start)
-                    spans.append(Span(index, kind, start, end, text[start:end]))
-                    # As long as the piece, but to a detector it looks like its mask.
-                    characters[start:end] = f"[{'X' * (end - start - 2)}]"[: end - start]
-            rest = "".join(characters)
-        kinds = KINDS
-    return sorted(spans, key=lambda span: span.start)

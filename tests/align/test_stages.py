@@ -155,15 +155,44 @@ def test_reward_head_survives_saving(tiny_model: Path, tmp_path: Path) -> None:
     assert "score.weight" in weights(out)
 
 
-def test_each_assistant_turn_is_trained_once() -> None:
-    from reward.data import to_trl
-    from reward.records import Conversation
+def test_tool_calls_reach_the_trainer_as_they_were(tmp_path: Path) -> None:
+    """Columns of structs would give each call the arguments of all others, filled with null."""
+    from align.stages.common import dataset
 
-    turns = [
-        {"role": role, "content": role[0] + str(i)}
-        for i in range(2)
-        for role in ("user", "assistant")
+    def call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        function = {"name": name, "arguments": arguments}
+        return {"role": "assistant", "content": "", "tool_calls": [{"function": function}]}
+
+    calls = [call("add", {"a": 1}), call("find", {"text": "x", "deep": {"b": [1]}})]
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    rows = [
+        {"messages": [{"role": "user", "content": "q"}, calls[0]], "tools": tools},
+        {"messages": [{"role": "user", "content": "r"}, calls[1]]},
     ]
-    rows = to_trl([Conversation(turns)])
-    assert [row["completion"] for row in rows] == [[turns[1]], [turns[3]]]
-    assert [row["prompt"] for row in rows] == [turns[:1], turns[:3]]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    made = dataset(prepare(Data(source=str(path)), "sft", tmp_path), tmp_path)
+    assert [row["completion"] for row in made] == [[calls[0]], [calls[1]]]
+    assert json.loads(made[0]["tools"]) == tools
+    assert made[1]["tools"] is None
+
+
+def test_margins_reach_the_trainer_when_every_row_has_one(tmp_path: Path) -> None:
+    from align.stages.common import dataset
+
+    rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "margin": i} for i in range(3)]
+    path = tmp_path / "rows.jsonl"
+    for has_all in (True, False):
+        if not has_all:
+            del rows[1]["margin"]
+        path.write_text("\n".join(map(json.dumps, rows)))
+        made = dataset(prepare(Data(source=str(path)), "preference", tmp_path), tmp_path)
+        assert ("margin" in made.column_names) is has_all
+
+
+def test_a_curriculum_is_kept_by_the_trainer(tiny_model: Path, tmp_path: Path) -> None:
+    from align.stages.common import arguments
+
+    job = Job("sft", "", Model(), tmp_path, None, {}, Peft(), None, {}, tmp_path, tmp_path)
+    assert arguments(job, is_ordered=True)["train_sampling_strategy"] == "sequential"
+    assert "train_sampling_strategy" not in arguments(job)
