@@ -20,7 +20,7 @@ from conf.entry import plainly
 from conf.schema import Data
 from reward.benchmarks import read_documents
 from reward.contamination import Index
-from reward.sources import open_rows
+from reward.sources import open_rows, parse
 
 BATCH = 1000
 
@@ -50,7 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with plainly():
         documents = [item for path in arguments.against for item in read_documents(path)]
-        rows = [row for _, row in open_rows(Data(source=arguments.file), "file")]
+        rows = [parse(raw) for _, raw in open_rows(Data(source=arguments.file), "file")]
     texts = ["\n".join(texts_in(row)) for row in rows]
     started = time.perf_counter()
     index = Index.build(documents)

@@ -12,7 +12,7 @@ from typing import Any
 
 from conf.schema import Data
 from reward import language, private
-from reward.sources import open_rows
+from reward.sources import open_rows, parse
 
 _PROMPTS = ("prompt", "instruction", "input", "question", "messages", "content")
 _ANSWERS = ("chosen", "rejected", "output", "answer", "completion")
@@ -20,7 +20,7 @@ _ANSWERS = ("chosen", "rejected", "output", "answer", "completion")
 
 def main(path: str, repeats: int = 3) -> None:
     """Time each check on one core, the best of some repeats after one that loads libraries."""
-    rows = [row for _, row in open_rows(Data(source=path), "data") if isinstance(row, dict)]
+    rows = [parse(raw) for _, raw in open_rows(Data(source=path), "data")]
     texts = [text for row in rows for text in _texts(row)]
     answers = [_texts(row[key])[-1] for row in rows for key in _ANSWERS if row.get(key)]
     size = sum(map(len, texts)) / len(rows)
