@@ -10,7 +10,8 @@ from typing import Any
 
 from align.artifact import Job
 from conf.entry import UserError
-from conf.schema import Align, Model, Suite
+from conf.passthrough import default_of
+from conf.schema import Align, Data, Suite
 from evals.documents import write_documents
 from evals.models import identity
 from evals.provenance import versions
@@ -40,7 +41,7 @@ def pass_gate(job: Job, config: Align, index: Path | None) -> Path:
     rows = Version.load(job.data)
     held_out = Version.load(job.eval_data) if job.eval_data else None
     limits = _limits(job)
-    allowed: float = getattr(config, job.stage).data.max_bad_fraction
+    data: Data = getattr(config, job.stage).data
     key = content_key(
         {
             "rows": rows.folder.name,
@@ -49,15 +50,15 @@ def pass_gate(job: Job, config: Align, index: Path | None) -> Path:
             "chat_template": config.model.chat_template
             and fingerprint(Path(config.model.chat_template)),
             "limits": limits,
-            "allowed": allowed,
+            "allowed": [data.max_bad_fraction, data.allow_eval_split],
             "index": index and index.name,
             "code": source_key(_HERE, _REWARD),
         }
     )
 
     def build(partial: Path) -> dict[str, Any]:
-        audit = _audit(rows, held_out, config.model, limits, allowed, index)
-        _refuse(job.stage, audit)
+        audit = _audit(job, rows, held_out, config, limits, index)
+        _refuse(job.stage, audit, set(rows.facts()["row"].tolist()))
         write_json(partial / AUDIT, audit)
         return {"key": key, "version": rows.folder.name, "stage": job.stage}
 
@@ -95,11 +96,11 @@ def _documents(suite: Suite, folder: Path) -> Path:
 
 
 def _audit(
+    job: Job,
     rows: Version,
     held_out: Version | None,
-    model: Model,
+    config: Align,
     limits: dict[str, Any],
-    allowed: float,
     index: Path | None,
 ) -> dict[str, Any]:
     """The version's own audit with what the stage adds."""
@@ -109,6 +110,8 @@ def _audit(
     from reward.leaks import find_leaks
     from reward.tokens import audit_tokens, open_tokenizer
 
+    model, data = config.model, getattr(config, job.stage).data
+    allowed: float = data.max_bad_fraction
     facts = rows.facts()
     tokenizer = open_tokenizer(model.path, model.revision, model.chat_template)
     numbers = facts["row"].tolist()
@@ -120,9 +123,12 @@ def _audit(
         shared = overlap(facts, held_out.facts())
         found += escalate(shared, {"split_overlap"}, len(shared) / len(held_out), allowed)
     if index is not None:
-        found += find_leaks(map(text_of, rows.records()), numbers, index)
+        leaks = find_leaks(map(text_of, rows.records()), numbers, index)
+        found += [f for f in leaks if f.kind != "eval_split" or not data.allow_eval_split]
     audit: dict[str, Any] = read_json(rows.folder / AUDIT)
-    merged = {(f["row"], f["kind"]): f for f in audit["findings"]}
+    # Whether the rows are an evaluation split is told of those that are left.
+    earlier = [f for f in audit["findings"] if f["kind"] != "eval_split"]
+    merged = {(f["row"], f["kind"]): f for f in earlier}
     merged |= {(f.row, f.kind): dataclasses.asdict(f) for f in found}
     audit["findings"] = [merged[key] for key in sorted(merged)]
     audit["summary"]["tokens"] = token_figures(counts)
@@ -131,14 +137,21 @@ def _audit(
 
 def _limits(job: Job) -> dict[str, Any]:
     """How the stage's trainer cuts sequences; see `reward.tokens.audit_tokens`."""
-    max_length = None if job.args.get("packing") else job.args.get("max_length")
-    keeps_end = job.args.get("truncation_mode") == "keep_end"
-    cut = "all" if job.stage == "rm" else "start" if keeps_end else "end"
-    return {"max_length": max_length, "cut": cut}
+
+    def value(name: str) -> Any:
+        return job.args[name] if name in job.args else default_of(job.stage, name)
+
+    # Packing by any strategy but "bfd" splits what is too long over two sequences.
+    splits = job.stage == "sft" and value("packing") and value("packing_strategy") != "bfd"
+    if job.stage == "rm":  # the reward trainer leaves out what is too long
+        return {"max_length": value("max_length"), "cut": "all"}
+    cut = "start" if value("truncation_mode") == "keep_end" else "end"
+    return {"max_length": None if splits else value("max_length"), "cut": cut}
 
 
-def _refuse(stage: str, audit: dict[str, Any]) -> None:
-    errors = [f for f in audit["findings"] if f["severity"] == Severity.error]
+def _refuse(stage: str, audit: dict[str, Any], rows: set[int]) -> None:
+    """Stop for errors on rows that are left; on others they are history."""
+    errors = [f for f in audit["findings"] if f["severity"] == Severity.error and f["row"] in rows]
     reasons = []
     for kind in dict.fromkeys(f["kind"] for f in errors):
         of_kind = [f for f in errors if f["kind"] == kind]

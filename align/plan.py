@@ -131,7 +131,8 @@ def _check_stage(name: str, config: Align) -> None:
 def _index(config: Align) -> Path | None:
     """The index of the benchmarks in use, when a stage wants their text out of its data."""
     stages = [getattr(config, name) for name in config.stages]
-    if any("contamination" in stage.data.clean.drop for stage in stages):
+    used = [data for stage in stages for data in (stage.data, stage.eval_data) if data is not None]
+    if any("contamination" in data.clean.drop for data in used):
         return suites_index(config)
     return None
 
@@ -163,7 +164,7 @@ def _job(
             "code": source_key(
                 _HERE / "stages" / f"{name}.py",
                 _HERE / "stages" / "common.py",
-                *(_REWARD / f"{module}.py" for module in ("data", "records", "turns")),
+                *(_REWARD / f"{module}.py" for module in ("versions", "records", "turns")),
                 *(_EVALS / f"{module}.py" for module in ("gguf", "models")),
             ),
             "versions": versions(*libraries, *(["deepspeed"] if config.deepspeed else [])),

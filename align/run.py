@@ -117,7 +117,8 @@ class _Run:
         for job in self.plan.jobs:
             self.audits[job.stage] = pass_gate(job, self.config, index)
             if not is_complete(job.out):
-                print(f"{job.stage:10} {_findings_line(self.audits[job.stage])}")
+                rows = set(self.plan.data[job.stage].facts()["row"].tolist())
+                print(f"{job.stage:10} {_findings_line(self.audits[job.stage], rows)}")
 
     def train(self, job: Job) -> dict[str, Any]:
         """The record of a stage, built unless it is there."""
@@ -294,9 +295,9 @@ def _without(mapping: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in mapping.items() if name != key}
 
 
-def _findings_line(audit: Path) -> str:
-    """How many findings of which kind, most first."""
-    findings = read_json(audit / AUDIT)["findings"]
+def _findings_line(audit: Path, rows: set[int]) -> str:
+    """How many findings of which kind on the rows that are left, most first."""
+    findings = [f for f in read_json(audit / AUDIT)["findings"] if f["row"] in rows]
     counts = Counter(finding["kind"] for finding in findings if finding["severity"] != "note")
     return "rows: " + (
         ", ".join(f"{n:,} {kind}" for kind, n in counts.most_common()) or "no findings"

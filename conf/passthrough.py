@@ -58,15 +58,33 @@ _BASIC: dict[str, tuple[type, ...]] = {
 
 def fields_of(delegate: str) -> dict[str, ast.expr]:
     """Field names of a delegate's config class, with their annotations."""
-    found: dict[str, ast.expr] = {}
+    return {name: item.annotation for name, item in _items_of(delegate).items()}
+
+
+def default_of(delegate: str, field: str) -> Any:
+    """The plain default (number, text, truth, None) of a delegate's field.
+
+    Raises:
+        LookupError: if the field does not exist or its default is not plain.
+    """
+    value = _items_of(delegate)[field].value
+    if isinstance(value, ast.Call):  # dataclasses.field(default=…)
+        value = next((word.value for word in value.keywords if word.arg == "default"), None)
+    if not isinstance(value, ast.Constant):
+        raise LookupError(f"{delegate}.{field} has no plain default")
+    return value.value
+
+
+def _items_of(delegate: str) -> dict[str, ast.AnnAssign]:
+    found: dict[str, ast.AnnAssign] = {}
     for module, name in DELEGATES[delegate]:
-        for field, annotation in _class_fields(module, name).items():
-            found.setdefault(field, annotation)
+        for field, item in _class_fields(module, name).items():
+            found.setdefault(field, item)
     return found
 
 
 @functools.cache
-def _class_fields(module: str, name: str) -> dict[str, ast.expr]:
+def _class_fields(module: str, name: str) -> dict[str, ast.AnnAssign]:
     package, _, rest = module.partition(".")
     spec = importlib.util.find_spec(package)  # a top-level name: nothing is imported
     if spec is None or spec.origin is None:
@@ -75,7 +93,7 @@ def _class_fields(module: str, name: str) -> dict[str, ast.expr]:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return {
-                item.target.id: item.annotation
+                item.target.id: item
                 for item in node.body
                 if isinstance(item, ast.AnnAssign)
                 and isinstance(item.target, ast.Name)

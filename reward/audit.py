@@ -20,7 +20,7 @@ from reward.findings import Finding, Severity, escalate
 from reward.leaks import build_index
 from reward.records import KINDS
 from reward.store import write_json
-from reward.versions import read_lines, record_of
+from reward.versions import read_lines, record_of, take
 
 _SAMPLE = 2000  # texts for the language statistics
 _SHOWN = 90  # characters of an example
@@ -97,6 +97,8 @@ def _figure_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def _verdict(audit: dict[str, Any]) -> str:
+    if not audit["summary"]["records"]:
+        return "no row can be used: a run would stop"
     errors = sum(f["severity"] == "error" for f in audit["findings"])
     warnings = sum(f["severity"] == "warning" for f in audit["findings"])
     if errors:
@@ -108,13 +110,8 @@ def _verdict(audit: dict[str, Any]) -> str:
 
 def _sample(examined: Examined) -> list[str]:
     """Texts spread evenly over the set."""
-    import pyarrow as pa
-
     count = len(examined.facts)
-    places = range(0, count, max(1, count // _SAMPLE))
-    with pa.memory_map(str(examined.texts)) as file:
-        column = pa.ipc.open_file(file).read_all().column("text")
-        return list(column.take(pa.array(places, pa.int64())).to_pylist()) if count else []
+    return take(examined.texts, "text", range(0, count, max(1, count // _SAMPLE)))
 
 
 def token_figures(counts: Any) -> dict[str, int]:

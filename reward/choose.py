@@ -68,7 +68,8 @@ def choose(facts: Array, sources: Array, findings: list[Finding], data: Data) ->
         kept = _narrow(choice, facts, kept, keep[kept], name)
     rng = np.random.default_rng(data.seed or 0)
     if data.clean.balance:
-        kept = _narrow(choice, facts, kept, _balanced(facts["group"][kept], rng), "balance")
+        keep = _balanced(facts["group"][kept], rng) | (sources[kept] > 0)
+        kept = _narrow(choice, facts, kept, keep, "balance")
     if data.mix:
         keep = _weighed(sources[kept], [portion.weight for portion in data.mix.values()], rng)
         kept = _narrow(choice, facts, kept, keep, "mix")
@@ -124,9 +125,9 @@ def _narrow(choice: Choice, facts: Array, kept: Array, keep: Array, step: str) -
 
 
 def _balanced(groups: Array, rng: np.random.Generator) -> Array:
-    """Keep as many of each group as the smallest one has, drawn at random."""
+    """Keep as many of each group as the smallest one has, drawn at random, and none without a group."""
     keep = np.zeros(len(groups), bool)
-    names, counts = np.unique(groups, return_counts=True)
+    names, counts = np.unique(groups[groups > 0], return_counts=True)
     for name in names:
         keep[rng.choice(np.flatnonzero(groups == name), counts.min(), replace=False)] = True
     return keep

@@ -30,6 +30,11 @@ def compare_rows(facts: Facts, texts: Path, processes: int) -> list[Finding]:
     told = {*exact.tolist(), *conflicts.tolist()}
     findings = [_finding(rows, "exact_duplicate", int(i), int(first[i])) for i in exact]
     findings += [_finding(rows, "label_conflict", int(i), int(partner[i])) for i in conflicts]
+    has_margin = np.isfinite(facts["margin"])
+    if has_margin.any():
+        without = rows[~has_margin].tolist()
+        kind = "missing_margin"
+        findings += [Finding(row, kind, KINDS[kind].severity, "no margin") for row in without]
     for near in near_duplicates(texts, processes=processes):
         if near.index not in told:
             alike = f", {near.similarity:.0%} alike"

@@ -2,7 +2,9 @@
 
 import hashlib
 import inspect
+import itertools
 import json
+import math
 import re
 import tempfile
 from dataclasses import asdict, dataclass
@@ -11,7 +13,7 @@ from typing import Any
 
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
-from conf.schema import Data, Part, Source
+from conf.schema import Data, Order, Part, Source
 from reward import sources
 from reward.findings import UNUSABLE, Finding, escalate
 from reward.records import KINDS, NORMALISERS
@@ -29,11 +31,13 @@ from reward.versions import (
     Version,
     is_version,
     read_column,
+    take,
 )
 from reward.workers import cores
 
 _SHOWN_PROBLEMS = 5
 _BATCH = 1000  # records; fixed, so that equal records are equal bytes
+_AT_ONCE = 50 * _BATCH  # records in memory while a version is written
 
 # What to say when a stage is given records of another kind.
 _NEEDS = {
@@ -44,7 +48,7 @@ _NEEDS = {
     "prompts": "prompts alone (prompt)",
 }
 _EVAL_NAME = re.compile(
-    r"(^|[._-])(test|validation|valid|val|dev|eval|held[._-]?out)([._-]|$)", re.I
+    r"(^|[._-])(test|testing|validation|valid|val|dev|eval|held[._-]?out)([._-]|$)", re.I
 )
 
 
@@ -57,8 +61,6 @@ class Examined:
     sources: Any  # (records,) number of the source
     described: list[dict[str, Any]]  # of each source: where, format, rows
     findings: list[Finding]
-    repaired: int
-    masked: int
 
     @property
     def rows(self) -> int:
@@ -83,6 +85,11 @@ def prepare(
             or if more rows are unusable than `data.max_bad_fraction` allows.
     """
     check(data, where)
+    if "contamination" in data.clean.drop and index is None:
+        raise UserError(
+            f"{where}.clean.drop=[contamination] drops text of the suites in use, and there is none: add one to "
+            "evaluation.suites"
+        )
     all_sources = [data, *data.mix.values()]
     key = content_key(
         {
@@ -100,6 +107,7 @@ def prepare(
         with tempfile.TemporaryDirectory(dir=partial) as scratch:
             examined = examine(data, kind, Path(scratch), where, index)
             _refuse(data, examined, where)
+            _check_columns(data, examined.facts, where)
             return {"key": key, "kind": kind, **_write(partial, data, examined, where)}
 
     return Version.load(build_once(folder, build))
@@ -123,7 +131,7 @@ def examine(
     findings: list[Finding] = []
     described: list[dict[str, Any]] = []
     owners: list[int] = []
-    repaired = masked = start = 0
+    start = 0
     texts = scratch / "texts.arrow"
     schema = pa.schema([("record", pa.large_binary()), ("text", pa.large_string())])
     with pa.OSFile(str(texts), "wb") as file, pa.ipc.new_file(file, schema) as writer:
@@ -147,19 +155,18 @@ def examine(
                 _check_kind(source, kind, str(found), where)
                 facts.append(np.array(batch.facts, dtype=ingest.FACTS))
                 owners += [number] * len(batch.records)
-                repaired, masked = repaired + batch.repaired, masked + batch.masked
                 columns = [
                     pa.array(batch.records, pa.large_binary()),
                     pa.array(batch.texts, pa.large_string()),
                 ]
                 writer.write_batch(pa.record_batch(columns, schema=schema))
-            described.append(_described(source, found, start - first))
+            described.append(_described(source, found, first, start))
     table = np.concatenate(facts) if facts else np.empty(0, ingest.FACTS)
     findings += compare.compare_rows(table, texts, cores())
     if index is not None:
         findings += leaks.find_leaks(read_column(texts, "text"), table["row"].tolist(), index)
-    findings = _with_severity(findings, start, data.max_bad_fraction)
-    return Examined(texts, table, np.array(owners), described, findings, repaired, masked)
+    findings = _with_severity(findings, described, data.max_bad_fraction)
+    return Examined(texts, table, np.array(owners), described, findings)
 
 
 def check(data: Data, where: str) -> None:
@@ -197,14 +204,9 @@ def check_training_split(data: Data, where: str) -> None:
     """
     if data.allow_eval_split:
         return
+    called = [] if data.part in (Part.all, Part.train) else [data.part.value]
     for source in (data, *data.mix.values()):
-        folder = Path(source.source).expanduser()
-        made_of = Version.load(folder).manifest["part"] if is_version(folder) else "all"
-        local = sources.local_files(source.source) if not source.source.startswith("demo:") else []
-        names = [path.name.split(".jsonl")[0].split(".json")[0] for path in local]
-        called = [source.split] if not local and "/" in source.source else names
-        called += [source.source.removeprefix("demo:")] if source.source.startswith("demo:") else []
-        called += [part for part in (data.part.value, made_of) if part not in ("all", "train")]
+        called += _called(source.source, source.split)
         if bad := [name for name in called if _EVAL_NAME.search(name)]:
             raise UserError(
                 f"{where}: {bad[0]!r} of {source.source} is an evaluation split, and what is trained on cannot be "
@@ -213,22 +215,42 @@ def check_training_split(data: Data, where: str) -> None:
             )
 
 
+def _called(source: str, split: str) -> list[str]:
+    """Names that may tell what rows are for: of files, a hub split, what a version is made of."""
+    folder = Path(source).expanduser()
+    if is_version(folder):
+        manifest = Version.load(folder).manifest
+        made_of = [_called(part["source"], part["split"]) for part in manifest["sources"]]
+        return [manifest["part"], *itertools.chain(*made_of)]
+    if source.startswith("demo:"):
+        return [source.removeprefix("demo:")]
+    if files := sources.local_files(source):
+        folders = [path.parent.name for path in files]
+        names = [path.name.split(".json")[0] for path in files]
+        return names + [name for name in folders if _EVAL_NAME.fullmatch(name)]
+    return [part.split("[")[0] for part in split.split("+")] if "/" in source else []
+
+
 def _settings(data: Data) -> dict[str, Any]:
     """What `data` asks for, without what does not change the result."""
     settings = asdict(data)
-    del settings["allow_eval_split"]
+    for name in ("allow_eval_split", "source"):  # `identity` names what is in the source
+        del settings[name]
+    for portion in settings["mix"].values():
+        del portion["source"]
     settings["seed"] = data.seed or 0
     return settings
 
 
-def _described(source: Source, found: str | None, rows: int) -> dict[str, Any]:
+def _described(source: Source, found: str | None, start: int, end: int) -> dict[str, Any]:
     return {
         "source": source.source,
         "name": source.name,
         "split": source.split,
         "revision": source.revision,
         "format": found,
-        "rows": rows,
+        "start": start,  # number of its first row
+        "rows": end - start,
     }
 
 
@@ -243,12 +265,29 @@ def _check_kind(source: Source, kind: str, name: str, where: str) -> None:
     )
 
 
-def _with_severity(findings: list[Finding], rows: int, allowed: float) -> list[Finding]:
-    """Sorted by row, one a row and kind; unusable rows are errors when there are more than allowed."""
+def _with_severity(
+    findings: list[Finding], described: list[dict[str, Any]], allowed: float
+) -> list[Finding]:
+    """Sorted by row, one a row and kind; unusable rows are errors when a source has too many."""
     unique = {(finding.row, finding.kind): finding for finding in reversed(findings)}
     ordered = [unique[key] for key in sorted(unique)]
-    bad = unusable(ordered)
-    return escalate(ordered, {f.kind for f in bad}, len(bad) / max(1, rows), allowed)
+    judged = []
+    for source in described:
+        own = _of_source(ordered, source)
+        judged += escalate(own, {f.kind for f in unusable(own)}, _bad_share(own, source), allowed)
+    return judged
+
+
+def _of_source(findings: list[Finding], source: dict[str, Any]) -> list[Finding]:
+    end = source["start"] + source["rows"]
+    return [finding for finding in findings if source["start"] <= finding.row < end]
+
+
+def _bad_share(findings: list[Finding], source: dict[str, Any]) -> float:
+    """Share of a source's rows that cannot be used; blank lines are no rows."""
+    blank = sum(finding.kind == "blank_line" for finding in findings)
+    rows: int = source["rows"] - blank
+    return len(unusable(findings)) / max(1, rows)
 
 
 def unusable(findings: list[Finding]) -> list[Finding]:
@@ -257,23 +296,39 @@ def unusable(findings: list[Finding]) -> list[Finding]:
 
 
 def _refuse(data: Data, examined: Examined, where: str) -> None:
-    """Stop when too many rows cannot be used, with the places of the first ones."""
-    bad, rows = unusable(examined.findings), examined.rows
-    if not rows:
-        raise UserError(f"{where}.source={data.source!r} has no rows")
-    if len(examined.facts) and len(bad) / rows <= data.max_bad_fraction:
-        return
-    shown = "; ".join(finding.detail for finding in bad[:_SHOWN_PROBLEMS])
-    if len(bad) > _SHOWN_PROBLEMS:
-        shown += f"; and {len(bad) - _SHOWN_PROBLEMS} more"
-    share = -(-1000 * len(bad) // rows) / 1000  # rounded up, so that it is enough
-    remedy = f"Fix the rows, or drop them with {where}.max_bad_fraction={share:g}"
-    if not len(examined.facts):
-        remedy = f"Fix the rows, or say how to read them with {where}.format=…"
-    raise UserError(
-        f"{len(bad)} of {rows} rows in {data.source} cannot be used "
-        f"(limit {100 * data.max_bad_fraction:g} %): {shown}. {remedy}"
-    )
+    """Stop when too many rows of a source cannot be used, with the places of the first ones."""
+    for number, source in enumerate(examined.described):
+        findings = _of_source(examined.findings, source)
+        bad = unusable(findings)
+        rows = source["rows"] - sum(finding.kind == "blank_line" for finding in findings)
+        has_records = bool((examined.sources == number).any())
+        if not rows:
+            raise UserError(f"{where}.source={source['source']!r} has no rows")
+        share = len(bad) / rows
+        if has_records and share <= data.max_bad_fraction:
+            continue
+        shown = "; ".join(finding.detail for finding in bad[:_SHOWN_PROBLEMS])
+        if len(bad) > _SHOWN_PROBLEMS:
+            shown += f"; and {len(bad) - _SHOWN_PROBLEMS} more"
+        enough = math.ceil(1000 * share) / 1000
+        remedy = f"Fix the rows, or drop them with {where}.max_bad_fraction={enough:g}"
+        if not has_records:
+            remedy = f"Fix the rows, or say how to read them with {where}.format=…"
+        raise UserError(
+            f"{len(bad)} of {rows} rows in {source['source']} cannot be used "
+            f"(limit {100 * data.max_bad_fraction:g} %): {shown}. {remedy}"
+        )
+
+
+def _check_columns(data: Data, facts: Any, where: str) -> None:
+    """A column that no row has is a typing error, not an empty column."""
+    import numpy as np
+
+    clean = data.clean
+    if clean.balance and not facts["group"].any():
+        raise UserError(f"{where}.clean.balance={clean.balance!r}: no row has that column")
+    if clean.score and not np.isfinite(facts["score"]).any():
+        raise UserError(f"{where}.clean.score={clean.score!r}: no row has a number in that column")
 
 
 def _write(folder: Path, data: Data, examined: Examined, where: str) -> dict[str, Any]:
@@ -282,6 +337,7 @@ def _write(folder: Path, data: Data, examined: Examined, where: str) -> dict[str
 
     from reward.audit import as_json
     from reward.choose import choose
+    from reward.ingest import MASKED, REPAIRED
 
     choice = choose(examined.facts, examined.sources, examined.findings, data)
     if not len(choice.order):
@@ -294,11 +350,12 @@ def _write(folder: Path, data: Data, examined: Examined, where: str) -> dict[str
     with (folder / REMOVED).open("w", encoding="utf-8") as file:
         for row, step in choice.removed:
             file.write(json.dumps({"row": row, "step": step}) + "\n")
+    flags = examined.facts["mended"]
     mended = [
-        {"step": name, "changed": count, "left": len(examined.facts)}
-        for name, is_asked, count in (
-            ("repair", data.clean.repair, examined.repaired),
-            ("mask", data.clean.mask, examined.masked),
+        {"step": name, "changed": int((flags & flag > 0).sum()), "left": len(flags)}
+        for name, is_asked, flag in (
+            ("repair", data.clean.repair, REPAIRED),
+            ("mask", data.clean.mask, MASKED),
         )
         if is_asked
     ]
@@ -312,7 +369,7 @@ def _write(folder: Path, data: Data, examined: Examined, where: str) -> dict[str
         "format": examined.described[0]["format"],
         "steps": mended + choice.steps,
         "part": _part(data),
-        "order": data.order.value,
+        "order": _order(data),
         "seed": data.seed or 0,
     }
 
@@ -325,22 +382,26 @@ def _part(data: Data) -> str:
     return data.part.value
 
 
+def _order(data: Data) -> str:
+    """The order that a version has, or that it took over whole."""
+    folder = Path(data.source).expanduser()
+    if data.order is Order.source and not data.mix and is_version(folder):
+        return str(Version.load(folder).manifest["order"])
+    return data.order.value
+
+
 def _gather(texts: Path, order: Any, out: Path) -> str:
     """Write records in the given order; the hash of their lines."""
     import pyarrow as pa
 
     digest = hashlib.sha256()
     schema = pa.schema([("record", pa.large_binary())])
-    with (
-        pa.memory_map(str(texts)) as source,
-        pa.OSFile(str(out), "wb") as file,
-        pa.ipc.new_file(file, schema) as writer,
-    ):
-        column = pa.ipc.open_file(source).read_all().column("record")
-        for start in range(0, len(order), _BATCH):
-            chosen = column.take(pa.array(order[start : start + _BATCH])).combine_chunks()
-            for line in chosen:
-                digest.update(line.as_buffer())
-                digest.update(b"\n")
-            writer.write_batch(pa.record_batch([chosen], schema=schema))
+    with pa.OSFile(str(out), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for start in range(0, len(order), _AT_ONCE):
+            lines = take(texts, "record", order[start : start + _AT_ONCE])
+            for line in lines:
+                digest.update(line + b"\n")
+            for first in range(0, len(lines), _BATCH):
+                column = pa.array(lines[first : first + _BATCH], pa.large_binary())
+                writer.write_batch(pa.record_batch([column], schema=schema))
     return digest.hexdigest()[:16]

@@ -70,6 +70,11 @@ KINDS: dict[str, Kind] = {
     "label_conflict": Kind(
         Severity.warning, "an earlier row prefers the other answer", _drop("label_conflict")
     ),
+    "missing_margin": Kind(
+        Severity.warning,
+        "no margin, although other rows have one: the trainer will use none",
+        "give every row a margin, or remove the column",
+    ),
     # what a run compares them with
     "contamination": Kind(
         Severity.warning, "text of a benchmark that is in use", _drop("contamination")
@@ -99,6 +104,11 @@ KINDS: dict[str, Kind] = {
     ),
     "double_bos": Kind(
         Severity.error, "two begin-of-sequence tokens", "remove one from the chat template"
+    ),
+    "tools_lost": Kind(
+        Severity.warning,
+        "a tool, or a call of one, that the chat template does not write",
+        "use a chat template that knows tools",
     ),
     "missing_eos": Kind(
         Severity.warning,

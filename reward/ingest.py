@@ -6,7 +6,7 @@ stays is one `FACTS` entry a record (about 80 bytes), from which sets are compar
 
 import contextlib
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
@@ -32,8 +32,8 @@ from reward.workers import in_order, workers
 FIELD = "\x1e"  # ASCII's record separator joins the fields of a record's text
 FACTS = [
     ("row", "i8"),  # place in the source, from 0
-    ("text", "u8"),  # hashes: of the whole text,
-    ("prompt", "u8"),  # of the prompt without case and spacing,
+    ("text", "u8"),  # hashes: of the whole record; and without case and spaces,
+    ("prompt", "u8"),  # of the prompt,
     ("opening", "u8"),  # of the first user turn,
     ("pair", "u8"),  # of the prompt and its two answers in either order (or its one answer);
     ("side", "?"),  # which of the two orders, or labels, it is
@@ -44,8 +44,11 @@ FACTS = [
     ("examples", "i4"),  # assistant turns to learn from
     ("margin", "f8"),
     ("score", "f8"),  # of the column that was asked for
-    ("group", "u8"),  # hash of the value to balance by
+    ("group", "u8"),  # hash of the value to balance by, 0 for none
+    ("mended", "u1"),  # REPAIRED and MASKED, added
 ]
+
+REPAIRED, MASKED = 1, 2
 
 _NAN = float("nan")
 _CHUNK = 4000  # rows; RE2 compiles its patterns anew for each chunk
@@ -75,8 +78,21 @@ class Batch:
     texts: list[str] = field(default_factory=list)
     facts: list[tuple[Any, ...]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    repaired: int = 0
-    masked: int = 0
+
+
+@dataclass(slots=True)
+class _Item:
+    """A row that became a record."""
+
+    number: int
+    place: str
+    row: Row
+    record: Record
+    line: bytes
+    text: str
+    prompt: int  # hashes, taken before anything is mended: a split must not depend on cleaning
+    opening: int
+    mended: int = 0
 
 
 def batches(
@@ -134,31 +150,39 @@ def _without_collection() -> Iterator[None]:
 def read(chunk: list[tuple[int, Line]], reading: Reading) -> Batch:
     """Parse, normalise and look through some rows."""
     batch = Batch(chunk[0][0], len(chunk), reading.format)
-    records: list[Record] = []
-    kept: list[tuple[int, Row]] = []
+    items: list[_Item] = []
     for number, (place, raw) in chunk:
         try:
             row = parse(raw)
             name, record = _normalise(row, batch.format, reading.is_detected)
-            line = canonical(record)
+            items.append(_item(number, place, row, record))
         except (BadRow, RecursionError) as error:
-            kind = error.kind if isinstance(error, BadRow) else "wrong_type"
-            reason = str(error) if isinstance(error, BadRow) else "it is nested too deeply"
-            batch.findings.append(Finding(number, kind, KINDS[kind].severity, f"{place}: {reason}"))
+            batch.findings.append(_left_out(number, place, error))
             continue
         batch.format = name
-        records.append(record)
-        kept.append((number, row))
-        batch.records.append(line)
-        batch.texts.append(text_of(record))
-    _look_through(batch, records, [number for number, _ in kept])
+    _look_through(batch, items)
     if reading.repair or reading.mask:
-        _mend(batch, records, reading, [number for number, _ in kept])
-    batch.facts = [
-        _facts(number, row, record, text, reading)
-        for (number, row), record, text in zip(kept, records, batch.texts, strict=True)
-    ]
+        items = _mend(batch, items, reading)
+    batch.records = [item.line for item in items]
+    batch.texts = [item.text for item in items]
+    batch.facts = [_facts(item, reading) for item in items]
     return batch
+
+
+def _item(number: int, place: str, row: Row, record: Record) -> _Item:
+    prompt = parts(record)[0]
+    text = text_of(record)
+    question = next((turn["content"] for turn in prompt if turn["role"] == "user"), "")
+    asked = _plain(question)
+    is_all = len(prompt) == 1
+    whole = asked if is_all else _plain(_text(prompt))
+    return _Item(number, place, row, record, canonical(record), text, whole, asked)
+
+
+def _left_out(number: int, place: str, error: Exception) -> Finding:
+    kind = error.kind if isinstance(error, BadRow) else "wrong_type"
+    reason = str(error) if isinstance(error, BadRow) else "it is nested too deeply"
+    return Finding(number, kind, KINDS[kind].severity, f"{place}: {reason}")
 
 
 def canonical(record: Record) -> bytes:
@@ -210,21 +234,23 @@ def _normalise(row: Row, name: str | None, is_detected: bool) -> tuple[str, Reco
     return name, record
 
 
-def _look_through(batch: Batch, records: list[Record], rows: list[int]) -> None:
+def _look_through(batch: Batch, items: list[_Item]) -> None:
     """Findings that a record's own text gives."""
 
     def add(kind: str, index: int, detail: str) -> None:
-        batch.findings.append(Finding(rows[index], kind, KINDS[kind].severity, detail))
+        finding = Finding(items[index].number, kind, KINDS[kind].severity, detail)
+        batch.findings.append(finding)
 
-    for index, detail in language.mojibake(batch.texts):
+    texts = [item.text for item in items]
+    for index, detail in language.mojibake(texts):
         add("mojibake", index, detail)
     found: dict[tuple[int, str], list[str]] = {}
-    for span in private.find(batch.texts):
+    for span in private.find(texts):
         kind = "secret" if span.kind == "secret" else "pii"
         found.setdefault((span.index, kind), []).append(f"{span.kind} {_shown(span.text)}")
     for (index, kind), what in found.items():
         add(kind, index, ", ".join(what))
-    answers = [answer.split(FIELD)[1] if FIELD in answer else "" for answer in batch.texts]
+    answers = [text.split(FIELD)[1] if FIELD in text else "" for text in texts]
     for index, detail in language.refusals(answers):
         add("refusal", index, detail)
 
@@ -238,40 +264,67 @@ def _masked(text: str) -> str:
     return private.mask(text, private.find([text]))
 
 
-def _mend(batch: Batch, records: list[Record], reading: Reading, rows: list[int]) -> None:
-    """Repair and mask the records that have something to mend."""
-    by_row = {row: index for index, row in enumerate(rows)}
-    steps = []
+def _mend(batch: Batch, items: list[_Item], reading: Reading) -> list[_Item]:
+    """Repair and mask what was found; the items that are still records afterwards."""
+    steps: list[tuple[int, set[str], Callable[[str], str]]] = []
     if reading.repair:
-        steps.append(("repaired", {"mojibake"}, language.repair))
+        steps.append((REPAIRED, {"mojibake"}, language.repair))
     if reading.mask:
-        steps.append(("masked", {"pii", "secret"}, _masked))
-    for counter, kinds, change in steps:
-        affected = {by_row[f.row] for f in batch.findings if f.kind in kinds and f.row in by_row}
-        for index in affected:
-            for turns in parts(records[index]):
-                for turn in turns:
-                    turn["content"] = change(turn["content"])
-            batch.records[index] = canonical(records[index])
-            batch.texts[index] = text_of(records[index])
-        setattr(batch, counter, getattr(batch, counter) + len(affected))
+        steps.append((MASKED, {"pii", "secret"}, _masked))
+    for flag, kinds, change in steps:
+        rows = {finding.row for finding in batch.findings if finding.kind in kinds}
+        for item in items:
+            if item.number in rows:
+                for turns in parts(item.record):
+                    for turn in turns:
+                        _change(turn, change)
+                if (line := canonical(item.record)) != item.line:
+                    item.mended |= flag
+                    item.line, item.text = line, text_of(item.record)
+    kept = []
+    for item in items:
+        try:  # two answers may have become one
+            if item.mended:
+                row = orjson.loads(item.line)
+                NORMALISERS[detect(row)](row)
+            kept.append(item)
+        except BadRow as error:
+            mended = BadRow(f"after mending, {error}", error.kind)
+            batch.findings.append(_left_out(item.number, item.place, mended))
+    return kept
 
 
-def _facts(number: int, row: Row, record: Record, text: str, reading: Reading) -> tuple[Any, ...]:
-    prompt, *answers = text.split(FIELD)
+def _change(turn: Message, change: Callable[[str], str]) -> None:
+    """Change the texts of a message, those in its tool calls too."""
+    for key in ("content", "tool_calls", "reasoning_content"):
+        if key in turn:
+            turn[key] = _changed(turn[key], change)
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_changed(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: _changed(item, change) for key, item in value.items()}
+    return value
+
+
+def _facts(item: _Item, reading: Reading) -> tuple[Any, ...]:
+    prompt, *answers = item.text.split(FIELD)
+    record = item.record
     turns = parts(record)
-    first = turns[0][0]["content"] if len(turns[0]) == 1 else _first_question(turns[0])
-    plain = _plain(prompt)
-    hashes = [xxh3_64_intdigest(answer.encode()) for answer in answers]
+    hashes = [_plain(answer) for answer in answers]
     ordered = sorted(hashes)
     lengths = [*map(len, answers), 0, 0]
     margin = record.margin if isinstance(record, Preference) else None
     return (
-        number,
-        _mixed(xxh3_64_intdigest(prompt.encode()), *hashes),
-        plain,
-        plain if first == prompt else _plain(first),
-        _mixed(plain, *ordered),
+        item.number,
+        xxh3_64_intdigest(item.line),
+        item.prompt,
+        item.opening,
+        _mixed(item.prompt, *ordered),
         hashes == ordered if len(answers) == 2 else getattr(record, "label", False),
         len(prompt),
         lengths[0],
@@ -279,8 +332,9 @@ def _facts(number: int, row: Row, record: Record, text: str, reading: Reading) -
         len(turns[0]) + len(turns[1] if answers else ()),
         _examples(record),
         _NAN if margin is None else margin,
-        _column_score(row, reading.score) if reading.score else _NAN,
-        _plain(str(row.get(reading.balance))) if reading.balance else 0,
+        _column_score(item.row, reading.score) if reading.score else _NAN,
+        _group(item.row, reading.balance) if reading.balance else 0,
+        item.mended,
     )
 
 
@@ -289,13 +343,18 @@ def _mixed(*hashes: int) -> int:
 
 
 def _plain(text: str) -> int:
-    """The hash of a text without case and (ASCII's) spaces."""
-    digest: int = xxh3_64_intdigest(text.lower().encode().translate(None, b" \t\n\r\v\f"))
+    """The hash of a text without case and spaces."""
+    if not text.isascii():
+        text = "".join(text.split())
+    plain = text.lower().encode("utf-8", "surrogatepass").translate(None, b" \t\n\r\v\f")
+    digest: int = xxh3_64_intdigest(plain)
     return digest
 
 
-def _first_question(turns: list[Message]) -> str:
-    return next((turn["content"] for turn in turns if turn["role"] == "user"), "")
+def _group(row: Row, column: str) -> int:
+    """The hash of the value of the column to balance by; 0 where there is none."""
+    value = row.get(column)
+    return 0 if value is None else _plain(str(value))
 
 
 def _examples(record: Record) -> int:

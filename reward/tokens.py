@@ -13,6 +13,10 @@ from reward.records import Record
 from reward.versions import to_trl
 
 
+class TemplateError(Exception):
+    """A chat template that cannot write a row; the text is its reason."""
+
+
 @dataclass
 class TokenAudit:
     """Findings, and token counts of every example."""
@@ -75,7 +79,13 @@ def audit_tokens(
     for row, record in records:
         found: dict[str, str] = {}
         for example in to_trl(record):
-            _count(example, tokenizer, max_length, cut, audit, found)
+            try:
+                _count(example, tokenizer, max_length, cut, audit, found)
+            except TemplateError as error:
+                raise UserError(
+                    f"the chat template cannot write row {row} of the data: {error}. Drop such rows, or set "
+                    "model.chat_template to a Jinja file that can"
+                ) from error
         audit.findings += [
             Finding(row, kind, KINDS[kind].severity, detail) for kind, detail in found.items()
         ]
@@ -102,7 +112,7 @@ def _count(
         kept = len(whole) if max_length is None else min(len(whole), max_length)
         losses.append(_with_loss(len(whole), start, kept, cut))
         longest = max(longest, len(whole) - start)
-        _look(name, prompt, whole, start, kept, tokenizer, found)
+        _look(example, name, prompt, whole, start, kept, tokenizer, found)
     audit.prompt.append(len(prompt))
     audit.answer.append(longest)
     audit.loss += sum(losses)
@@ -121,7 +131,18 @@ def _with_loss(length: int, start: int, kept: int, cut: str) -> int:
     return min(kept, length - start) if cut == "start" else max(0, kept - start)
 
 
+def _lost_tools(example: dict[str, Any], name: str, written: str) -> str:
+    """Names of called or defined tools that a template left out, as many do."""
+    turns = example["prompt"] + example[name]
+    calls = [call for turn in turns for call in turn.get("tool_calls") or []]
+    tools = json.loads(example["tools"]) if "tools" in example else []
+    described = [item.get("function", item) for item in calls + tools if isinstance(item, dict)]
+    names = dict.fromkeys(str(item.get("name", "")) for item in described if isinstance(item, dict))
+    return ", ".join(repr(called) for called in names if called not in written)
+
+
 def _look(
+    example: dict[str, Any],
     name: str,
     prompt: list[int],
     whole: list[int],
@@ -138,6 +159,8 @@ def _look(
         found["prefix_mismatch"] = (
             f"with {name}, the prompt's end {rest[:60]!r} is written otherwise"
         )
+    if lost := _lost_tools(example, name, tokenizer.decode(whole)):
+        found["tools_lost"] = f"nothing of {lost} is written"
     if eos is not None and eos not in whole[start:]:
         found["missing_eos"] = f"{name} does not end with {tokenizer.eos_token!r}"
     if kept < len(whole):
@@ -153,10 +176,7 @@ def _writer(tokenizer: Any, example: dict[str, Any]) -> Callable[[list[Any], boo
                 turns, tools=tools, add_generation_prompt=opens_answer, return_dict=True
             )["input_ids"]
         except Exception as error:  # whatever a Jinja template raises
-            raise UserError(
-                f"the chat template cannot write a row of the data: {str(error)[:200]}. Drop such rows, or set "
-                "model.chat_template to a Jinja file that can"
-            ) from error
+            raise TemplateError(str(error)[:200]) from error
         return list(ids)
 
     return write

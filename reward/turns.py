@@ -40,7 +40,10 @@ _NEXT = {
 
 _ROLES = {"developer": "system"}  # OpenAI's newer name
 
-_INNER_SPACE = re.compile(r"(?<=\S)[ \t]+")
+# What `str.strip` takes for space, and what has no width.
+_BLANK = " \t\n\r\v\f\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\u200b\u200c\u200d\u2060\ufeff"
+_BLANK += "".join(map(chr, range(0x2000, 0x200B)))
+_INNER_SPACE = re.compile(r"(?<=\S)[^\S\n]+")
 _ONE_SPACE = re.compile(r"^ (?=\S)")
 
 
@@ -72,18 +75,22 @@ def differ_in_spaces_only(left: list[Message], right: list[Message]) -> bool:
     for place in (0, -1):
         if len(left) != len(right) or _edge(left, place) != _edge(right, place):
             return False
-    words = [[turn["content"].split() for turn in turns] for turns in (left, right)]
+    words = [[turn["content"].strip(_BLANK).split() for turn in turns] for turns in (left, right)]
     return words[0] == words[1] and _single_spaced(left) == _single_spaced(right)
 
 
 def _edge(turns: list[Message], place: int) -> str:
-    text: str = turns[place]["content"]
+    text: str = turns[place]["content"].strip(_BLANK)
     words = text.split(None, 1) if place == 0 else text.rsplit(None, 1)
     return words[place] if words else ""
 
 
 def _single_spaced(turns: list[Message]) -> list[Message]:
-    return [turn | {"content": _INNER_SPACE.sub(" ", turn["content"]).strip()} for turn in turns]
+    return [turn | {"content": _one_spaced(turn["content"])} for turn in turns]
+
+
+def _one_spaced(text: str) -> str:
+    return _INNER_SPACE.sub(" ", text.replace("\r\n", "\n").strip(_BLANK))
 
 
 def opening(row: Row) -> list[Message]:
@@ -106,7 +113,7 @@ def tools_of(row: Row) -> list[Any] | None:
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(tools)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRow("'tools' is text that is not JSON") from error
     if tools in (None, "", [], {}):
         return None
@@ -140,8 +147,9 @@ def _is_plain(turn: Any) -> bool:
         return False
     content = turn.get("content")
     return (
-        turn.get("role") in _NEXT
-        and type(content) is str
+        type(content) is str
+        and type(role := turn.get("role")) is str
+        and role in _NEXT
         and bool(content)
         and not content.isspace()
         and (content.isascii() or _is_encodable(content))
@@ -162,6 +170,10 @@ def check_turn(turn: Any, where: str) -> Message:
     if "role" not in message:
         raise BadRow(f"{where} has no role", "missing_field")
     role = _check_text(message["role"], f"the role of {where}")
+    if "tool_calls" in message and not isinstance(message["tool_calls"], list):
+        raise BadRow(
+            f"'tool_calls' of {where} is {kind_of(message['tool_calls'])}, expected a list"
+        )
     message["role"] = role = _ROLES.get(role, role)
     may_be_blank = role == "tool" or bool(message.get("tool_calls"))
     if may_be_blank:

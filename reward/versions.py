@@ -79,6 +79,27 @@ def read_column(path: Path, name: str) -> Iterator[Any]:
                 yield value.as_py()
 
 
+def take(path: Path, name: str, places: Any) -> list[Any]:
+    """Values of a column in an Arrow file, at some places and in their order; only these are in memory."""
+    import numpy as np
+    import pyarrow as pa
+
+    places = np.asarray(places, np.int64)
+    values: list[Any] = [None] * len(places)
+    with pa.memory_map(str(path)) as file:
+        reader = pa.ipc.open_file(file)
+        sizes = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
+        ends = np.cumsum(sizes)
+        batches = np.searchsorted(ends, places, side="right")
+        for number in np.unique(batches):
+            wanted = np.flatnonzero(batches == number)
+            inner = places[wanted] - (ends[number] - sizes[number])
+            column = reader.get_batch(int(number)).column(name).take(pa.array(inner))
+            for place, value in zip(wanted.tolist(), column.to_pylist(), strict=True):
+                values[place] = value
+    return values
+
+
 def record_of(line: bytes) -> Record:
     """The record that was written as canonical JSON."""
     row = json.loads(line)

@@ -134,6 +134,24 @@ def test_part(config: Align, tmp_path: Path) -> None:
     config.sft.data.part = Part.test
 
 
+def part_of_hub_split(config: Align, tmp_path: Path) -> None:
+    config.sft.data = Data(source="owner/name", split="train+test[:50%]")
+
+
+def file_in_a_test_folder(config: Align, tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    rows = [{"question": "a", "answer": "b"}] * 3
+    config.sft.data = Data(source=rows_file(tmp_path / "test" / "rows.jsonl", rows))
+
+
+def version_of_a_test_file(config: Align, tmp_path: Path) -> None:
+    from reward.data import prepare
+
+    named_test(config, tmp_path)
+    version = prepare(config.sft.data, "sft", tmp_path)
+    config.sft.data = Data(source=str(version.folder))
+
+
 def version_of_test_part(config: Align, tmp_path: Path) -> None:
     from reward.data import prepare
 
@@ -142,7 +160,17 @@ def version_of_test_part(config: Align, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [named_test, hub_split, test_part, version_of_test_part], ids=lambda f: f.__name__
+    "change",
+    [
+        named_test,
+        hub_split,
+        part_of_hub_split,
+        test_part,
+        file_in_a_test_folder,
+        version_of_a_test_file,
+        version_of_test_part,
+    ],
+    ids=lambda f: f.__name__,
 )
 def test_an_evaluation_split_is_refused_by_its_name(
     config: Align, tmp_path: Path, change: Callable[[Align, Path], None]
@@ -175,3 +203,30 @@ def test_a_leaked_row_is_dropped_when_asked(config: Align, tmp_path: Path) -> No
     assert make_plan(config).data["sft"].manifest["steps"] == [
         {"step": "drop contamination", "removed": 1, "left": 9}
     ]
+
+
+def test_the_trainers_own_limit_counts_where_none_is_given(config: Align, tmp_path: Path) -> None:
+    del config.sft.args["max_length"]  # TRL's default is 1024
+    rows = [{"question": f"Why {n}? " * 400, "answer": "So."} for n in range(3)]
+    config.sft.data = Data(source=rows_file(tmp_path / "a.jsonl", rows))
+    assert "3 × no_loss_tokens" in refusal(config)
+    config.sft.args |= {"packing": True}  # its default strategy cuts too
+    assert "3 × no_loss_tokens" in refusal(config)
+    config.sft.args |= {"packing_strategy": "bfd_split"}
+    assert "no_loss_tokens" not in kinds(gate(config))
+
+
+def test_leaked_rows_that_are_dropped_do_not_stop_the_run(config: Align, tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(9)]
+    rows += [{"question": r["prompt"], "answer": r["reference"]} for r in demo.held_out(80)]
+    config.sft.data = Data(source=rows_file(tmp_path / "a.jsonl", rows))
+    config.evaluation.suites = {"json": Suite(name="json", role=Role.gain, tasks=["demo_json"])}
+    assert "eval_split" in refusal(config)
+    config.sft.data.allow_eval_split = True
+    assert "eval_split" not in kinds(gate(config))
+    config.sft.data.allow_eval_split = False
+    config.sft.data.clean.drop = ["contamination"]
+    assert "eval_split" not in kinds(gate(config))
+    config.evaluation.suites = {}
+    with pytest.raises(UserError, match="drops text of the suites in use, and there is none"):
+        make_plan(config)

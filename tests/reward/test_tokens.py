@@ -89,8 +89,16 @@ def test_truncation_of_each_side(tokenizer: Any) -> None:
     assert (left_out.no_loss, left_out.truncated) == (1, 1)
 
 
+def test_a_tool_call_that_the_template_leaves_out_is_told(tokenizer: Any) -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add"}}]}
+    calling = Conversation([turn("user", "1+2?"), call])
+    assert kinds(look(tokenizer, calling))["tools_lost"] == "nothing of 'add' is written"
+    knows = GOOD.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}")
+    assert "tools_lost" not in kinds(look(tokenizer, calling, knows))
+
+
 def test_a_template_that_cannot_write_a_row_is_said(tokenizer: Any) -> None:
-    with pytest.raises(UserError, match="cannot write a row of the data: no system turns"):
+    with pytest.raises(UserError, match="cannot write row 7 of the data: no system turns"):
         look(tokenizer, PAIR, "{{ raise_exception('no system turns') }}")
 
 

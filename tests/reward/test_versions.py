@@ -93,6 +93,60 @@ def test_mending_changes_what_is_wrong_and_no_more(tmp_path: Path) -> None:
     ]
 
 
+def test_mending_reaches_tool_calls_and_counts_what_it_changed(tmp_path: Path) -> None:
+    def row(address: str) -> dict[str, Any]:
+        call = {"function": {"name": "send", "arguments": {"to": address}}}
+        asked = {"role": "user", "content": "Send it!"}
+        return {
+            "messages": [asked, {"role": "assistant", "content": "", "tool_calls": [call]}],
+            "id": address,
+        }
+
+    rows = [row(f"{name}@example.com") for name in ("ann", "bo", "cy")]
+    data = Data(source=write(tmp_path / "a.jsonl", rows), clean=Clean(mask=True), limit=2)
+    version = prepare(data, "sft", tmp_path)
+    assert "@" not in (version.folder / RECORDS).read_bytes().decode(errors="ignore")
+    assert version.manifest["steps"] == [{"step": "mask", "changed": 2, "left": 2}]
+
+
+def test_answers_that_mending_made_equal_are_left_out(tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": "Whom?",
+            "chosen": f"Call 415-555-01{n} now",
+            "rejected": "Call 415-555-0102 now",
+        }
+        for n in ("01", "03")
+    ]
+    rows += [{"prompt": "Why?", "chosen": "So.", "rejected": "Just so."}]
+    data = Data(
+        source=write(tmp_path / "a.jsonl", rows), clean=Clean(mask=True), max_bad_fraction=0.7
+    )
+    version = prepare(data, "preference", tmp_path)
+    assert len(list(version.records())) == 1
+    assert version.manifest["unusable"] == 2
+
+
+def test_mending_moves_no_row_to_another_part(tmp_path: Path) -> None:
+    rows = [qa(n) | {"question": f"Mail {n}@example.com?"} for n in range(60)]
+    source = write(tmp_path / "a.jsonl", rows)
+    parts = []
+    for part, clean in ((Part.train, Clean(mask=True)), (Part.validation, Clean())):
+        data = Data(source=source, part=part, fractions=[0.5, 0.5, 0.0], clean=clean)
+        parts.append(set(answers(prepare(data, "sft", tmp_path))))
+    assert not parts[0] & parts[1]
+    assert len(parts[0] | parts[1]) == 60
+
+
+def test_rows_that_differ_in_label_tools_or_reference_are_no_copies(tmp_path: Path) -> None:
+    rated = [{"prompt": "p", "completion": "c", "label": label} for label in (True, False)]
+    data = Data(source=write(tmp_path / "a.jsonl", rated), clean=Clean(drop=["exact_duplicate"]))
+    assert len(prepare(data, "rated", tmp_path)) == 2
+    prompts = [{"prompt": "p", "reference": reference} for reference in ("1", "2")]
+    data.source = write(tmp_path / "b.jsonl", prompts)
+    assert len(prepare(data, "prompts", tmp_path)) == 2
+
+
 def test_of_contradicting_rows_neither_is_kept(tmp_path: Path) -> None:
     rows = [
         {"prompt": "Which one of these?", "chosen": "The first.", "rejected": "The second."},
@@ -212,6 +266,9 @@ def test_shuffling_is_by_the_datas_seed(tmp_path: Path) -> None:
         ({"clean": Clean(min_score=1.0)}, "clean.score must name the column"),
         ({"order": Order.low_score_first}, "clean.score must name the column"),
         ({"mix": {"x": Portion(source="a", weight=0.0)}}, "mix.x.weight=0.0 must be above 0"),
+        ({"clean": Clean(balance="topicc")}, "clean.balance='topicc': no row has that column"),
+        ({"clean": Clean(score="nope")}, "clean.score='nope': no row has a number in that column"),
+        ({"mix": {"x": Portion(source="demo:preferences")}}, "this stage needs demonstrations"),
         ({"clean": Clean(min_chars=10**6)}, "no row of demo:demonstrations is left after cleaning"),
     ],
 )
@@ -237,6 +294,23 @@ def test_the_same_fingerprint_means_the_same_bytes(tmp_path: Path) -> None:
     assert first.fingerprint == third.fingerprint != second.fingerprint
     assert (first.folder / RECORDS).read_bytes() == (third.folder / RECORDS).read_bytes()
     assert (first.folder / RECORDS).read_bytes() != (second.folder / RECORDS).read_bytes()
+
+
+def test_a_curriculum_stays_one_when_its_version_is_named(tmp_path: Path) -> None:
+    data = Data(source=write(tmp_path / "a.jsonl", [qa(n) for n in range(3)]))
+    data.order = Order.short_first
+    first = prepare(data, "sft", tmp_path)
+    again = prepare(Data(source=str(first.folder)), "sft", tmp_path)
+    assert first.is_ordered
+    assert again.is_ordered
+
+
+def test_an_empty_mixed_set_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [qa(n) for n in range(500)])
+    for rows, text in (([], "has no rows"), ([{"foo": 1}] * 4, "4 of 4 rows in")):
+        portion = Portion(source=write(tmp_path / "b.jsonl", rows))
+        with pytest.raises(UserError, match=text):
+            prepare(Data(source=source, mix={"b": portion}), "sft", tmp_path)
 
 
 def test_a_version_is_built_once_and_again_when_the_file_changes(tmp_path: Path) -> None:
