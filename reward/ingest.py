@@ -315,7 +315,7 @@ def _facts(item: _Item, reading: Reading) -> tuple[Any, ...]:
     prompt, *answers = item.text.split(FIELD)
     record = item.record
     turns = parts(record)
-    hashes = [_plain(answer) for answer in answers]
+    hashes = [_without_spaces(answer.encode()) for answer in answers]
     ordered = sorted(hashes)
     lengths = [*map(len, answers), 0, 0]
     margin = record.margin if isinstance(record, Preference) else None
@@ -346,8 +346,11 @@ def _plain(text: str) -> int:
     """The hash of a text without case and spaces."""
     if not text.isascii():
         text = "".join(text.split())
-    plain = text.lower().encode("utf-8", "surrogatepass").translate(None, b" \t\n\r\v\f")
-    digest: int = xxh3_64_intdigest(plain)
+    return _without_spaces(text.lower().encode("utf-8", "surrogatepass"))
+
+
+def _without_spaces(text: bytes) -> int:
+    digest: int = xxh3_64_intdigest(text.translate(None, b" \t\n\r\v\f"))
     return digest
 
 
