@@ -14,6 +14,7 @@ from typing import Any
 
 from conf.entry import UserError, plainly
 from conf.schema import Data
+from reward.command import check_file
 from reward.data import Examined, check, examine
 from reward.findings import KINDS as FINDING_KINDS
 from reward.findings import Finding, Severity, escalate
@@ -188,6 +189,8 @@ def main() -> None:
     with plainly():
         if given.max_length and not given.model:
             raise UserError("--max-length counts tokens: it needs --model")
+        if given.json:
+            check_file(given.json, given.path, "audit.json")
         data = Data(
             source=given.path,
             name=given.name,
@@ -199,8 +202,11 @@ def main() -> None:
             index = build_index(given.against, Path(folder)) if given.against else None
             result = audit(data, given.kind, given.model, given.max_length, index)
         if given.json:
-            given.json.parent.mkdir(parents=True, exist_ok=True)
-            write_json(given.json, result)
+            try:
+                given.json.parent.mkdir(parents=True, exist_ok=True)
+                write_json(given.json, result)
+            except OSError as error:
+                raise UserError(f"cannot write {given.json}: {error.strerror}") from error
         print(table(result))
         severities = {f["severity"] for f in result["findings"]}
     if given.fail_on and severities & {"error", given.fail_on}:

@@ -41,6 +41,10 @@ class Reading(Generic[T]):
         for place, raw in self._lines:
             try:
                 value = self._convert(parse(raw), place)
+            except RecursionError:
+                self.rows += 1
+                self.bad.append(f"{place}: it is nested too deeply")
+                continue
             except BadRow as error:
                 if error.kind != "blank_line":
                     self.rows += 1
@@ -84,8 +88,17 @@ def check_out(out: Path, source: str | None) -> None:
     """
     if out.suffix != _ENDING:
         raise UserError(f"{out} must end in {_ENDING}: its lines are JSON objects")
+    check_file(out, source, "out.jsonl")
+
+
+def check_file(out: Path, source: str | None, example: str) -> None:
+    """Check that a file of any name may be written, when data are read from `source`.
+
+    Raises:
+        UserError: if it is a folder, or part of what is read.
+    """
     if out.is_dir():
-        raise UserError(f"{out} is a folder: name a file in it, such as {out / 'out.jsonl'}")
+        raise UserError(f"{out} is a folder: name a file in it, such as {out / example}")
     if (
         source
         and out.exists()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from reward import turns as _turns
 from reward.turns import (
     BadRow,
     Message,
@@ -24,9 +25,7 @@ from reward.turns import (
     opening,
     short,
     text_of,
-    text_or_turns,
     tools_of,
-    turns_of,
 )
 
 Tools = list[Any] | None  # JSON schemas of the tools that the assistant may call
@@ -95,6 +94,8 @@ _BY_KEYS = {
     "reasoning": {"question", "reasoning", "answer"},
     "qa": {"question", "answer"},
     "prompt": {"prompt"},
+    "alpaca_preference": {"instruction", "chosen", "rejected"},
+    "orca": {"question", "chosen", "rejected"},
 }
 
 _LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
@@ -110,19 +111,13 @@ def messages(row: Row) -> Conversation:
 
 def sharegpt(row: Row) -> Conversation:
     """ShareGPT's form: `conversations` of from and value."""
-    turns = list_of(row, "conversations")
-    converted = [_from_sharegpt(turn, number) for number, turn in enumerate(turns, 1)]
-    return _conversation(opening(row) + converted, row)
+    return _conversation(opening(row) + _sharegpt_turns(row), row)
 
 
 def alpaca(row: Row) -> Conversation:
     """Stanford Alpaca's form: instruction, optional input, output; `history` of earlier pairs."""
-    question = text_of(row, "instruction")
-    extra = "" if row.get("input") is None else text_of(row, "input", may_be_blank=True)
-    if extra.strip():
-        question += "\n\n" + extra
     answer = make_turn("assistant", text_of(row, "output"))
-    return _conversation([*opening(row), make_turn("user", question), answer], row)
+    return _conversation([*opening(row), _alpaca_question(row), answer], row)
 
 
 def completion(row: Row) -> Conversation:
@@ -178,6 +173,26 @@ def preference_implicit(row: Row) -> Preference:
 def hh(row: Row) -> Preference:
     """Anthropic's HH-RLHF form: two texts with "Human:" and "Assistant:" before each turn."""
     return _preference(*_split(_hh_turns(row, "chosen"), _hh_turns(row, "rejected")), row)
+
+
+def alpaca_preference(row: Row) -> Preference:
+    """Alpaca's form with two answers: instruction, optional input, chosen, rejected."""
+    return _preference([*opening(row), _alpaca_question(row)], *_two_texts(row), row)
+
+
+def sharegpt_preference(row: Row) -> Preference:
+    """ShareGPT's form with two answers: `conversations`, and chosen and rejected as one turn each."""
+    for key in ("chosen", "rejected"):
+        if key not in row:
+            raise BadRow(f"{key!r} is missing", "missing_field")
+    chosen, rejected = ([_from_sharegpt(row[key], repr(key))] for key in ("chosen", "rejected"))
+    return _preference(opening(row) + _sharegpt_turns(row), chosen, rejected, row)
+
+
+def orca(row: Row) -> Preference:
+    """The form of Orca's DPO pairs: optional system, question, chosen, rejected."""
+    question = make_turn("user", text_of(row, "question"))
+    return _preference([*opening(row), question], *_two_texts(row), row)
 
 
 def ultrafeedback(row: Row) -> Preference:
@@ -241,6 +256,9 @@ NORMALISERS: dict[str, Callable[[Row], Record]] = {
     "preference": preference,
     "preference_implicit": preference_implicit,
     "hh": hh,
+    "alpaca_preference": alpaca_preference,
+    "sharegpt_preference": sharegpt_preference,
+    "orca": orca,
     "ultrafeedback": ultrafeedback,
     "kto": kto,
     "prompt": prompt,
@@ -259,8 +277,10 @@ def detect(row: Row) -> str:
     if {"chosen", "rejected"} <= present:
         if isinstance(row["chosen"], list):
             return "preference_implicit"
-        if isinstance(row["chosen"], str) and _HH_TURN.search(row["chosen"]):
+        if isinstance(row["chosen"], str) and _is_hh(row["chosen"], present):
             return "hh"
+        if isinstance(row["chosen"], dict) and isinstance(row.get("conversations"), list):
+            return "sharegpt_preference"
     if isinstance(row.get("messages"), list):
         return "messages"
     if isinstance(turns := row.get("conversations"), list):
@@ -273,6 +293,13 @@ def detect(row: Row) -> str:
     raise BadRow(
         f"its keys ({keys}) fit none of the formats {', '.join(NORMALISERS)}", "unknown_format"
     )
+
+
+def _is_hh(text: str, present: set[str]) -> bool:
+    """Whether a text is a dialogue; beside a question, an answer may quote one further down."""
+    if "question" in present or "instruction" in present:
+        return _HH_TURN.match(text) is not None
+    return _HH_TURN.search(text) is not None
 
 
 def number_of(value: Any, name: str) -> float:
@@ -361,8 +388,63 @@ def _hh_turns(row: Row, key: str) -> list[Message]:
     ]
 
 
-def _from_sharegpt(turn: Any, number: int) -> Message:
-    where = f"turn {number}"
+def turns_of(row: Row, key: str) -> list[Message]:
+    """The checked messages of a column; contents that are lists of text parts are joined."""
+    return _turns.turns_of(_with_texts(row, key), key)
+
+
+def text_or_turns(row: Row, key: str, role: str) -> list[Message]:
+    """One turn made of a text, or the turns of a list, as above."""
+    return _turns.text_or_turns(_with_texts(row, key), key, role)
+
+
+def _with_texts(row: Row, key: str) -> Row:
+    """The row, with a text for each content of the column that is a list of text parts."""
+    turns = row.get(key)
+    if type(turns) is not list or not any(map(_has_parts, turns)):
+        return row
+    return row | {key: [_joined(turn) if _has_parts(turn) else turn for turn in turns]}
+
+
+def _has_parts(turn: Any) -> bool:
+    return type(turn) is dict and type(turn.get("content")) is list
+
+
+def _joined(turn: Message) -> Message:
+    """The turn with its text parts as one text; as it is if a part is something else."""
+    texts = []
+    for part in turn["content"]:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            return turn
+        texts.append(text)
+    if not texts:
+        return turn
+    return turn | {"content": "".join(texts)}  # templates put nothing between parts either
+
+
+def _alpaca_question(row: Row) -> Message:
+    question = text_of(row, "instruction")
+    extra = "" if row.get("input") is None else text_of(row, "input", may_be_blank=True)
+    if extra.strip():
+        question += "\n\n" + extra
+    return make_turn("user", question)
+
+
+def _two_texts(row: Row) -> tuple[list[Message], list[Message]]:
+    """The answers `chosen` and `rejected`, each a text."""
+    chosen, rejected = (
+        [make_turn("assistant", text_of(row, key))] for key in ("chosen", "rejected")
+    )
+    return chosen, rejected
+
+
+def _sharegpt_turns(row: Row) -> list[Message]:
+    turns = enumerate(list_of(row, "conversations"), 1)
+    return [_from_sharegpt(turn, f"turn {number}") for number, turn in turns]
+
+
+def _from_sharegpt(turn: Any, where: str) -> Message:
     if not isinstance(turn, dict):
         raise BadRow(f"{where} is {kind_of(turn)}, expected an object with from and value")
     rest = {key: value for key, value in turn.items() if key not in ("from", "value")}

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from conf.entry import UserError
 from conf.schema import Data
-from reward import demo
+from reward import audit, demo
+from reward.command import Reading
 from reward.data import prepare
 from reward.findings import UNUSABLE
-from reward.records import KINDS, NORMALISERS, Conversation, Preference, Prompt, Record
+from reward.records import KINDS, NORMALISERS, Conversation, Preference, Prompt, Record, detect
 from reward.versions import AUDIT, to_trl
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,7 @@ class Loaded:
     dropped: list[Problem]
     format: str
     fingerprint: str
+    blank: int  # lines, which are among the rows
 
 
 def load(data: Data, kind: str, where: str = "data") -> Loaded:
@@ -64,7 +66,12 @@ def load(data: Data, kind: str, where: str = "data") -> Loaded:
         ]
         made = version.manifest
         return Loaded(
-            list(version.records()), made["rows"], dropped, made["format"], version.fingerprint
+            list(version.records()),
+            made["rows"],
+            dropped,
+            made["format"],
+            version.fingerprint,
+            sum(f["kind"] == "blank_line" for f in found),
         )
 
 
@@ -171,6 +178,170 @@ def test_json_lines_under_the_name_json(tmp_path: Path) -> None:
     assert load(Data(source=str(path)), "sft").rows == 3
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"data": ROWS}),
+        json.dumps({"data": ROWS}, indent=2),
+        "\ufeff\n" + json.dumps({'a "key" [': ROWS}, indent=2) + "\n",
+    ],
+)
+def test_an_object_that_holds_the_rows(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    loaded = load(Data(source=str(tmp_path / "a.json")), "sft")
+    assert loaded.records == [NORMALISERS["alpaca"](row) for row in ROWS]
+    assert (loaded.rows, loaded.dropped) == (3, [])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ROWS[1],
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_one_object_is_one_row(tmp_path: Path, row: dict[str, Any], indent: int | None) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(row, indent=indent))
+    loaded = load(Data(source=str(tmp_path / "a.json")), "sft")
+    assert (loaded.rows, len(loaded.records), loaded.dropped) == (1, 1, [])
+
+
+@pytest.mark.parametrize(("before", "after"), [(b"[", b"]"), (b'{"data": [', b"\n]}\n")])
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (b'{"question": "a", "answer": "b", "x": NaN}', "NaN is not a JSON value"),
+        (b'{"question": "a",\n"answer": "b", "x": [-Infinity]}', "-Infinity is not a JSON value"),
+        (b'{"question": "\xff", "answer": "b"}', "it is not UTF-8 text (byte 15)"),
+        (b'{"question": "a", "answer": "\\udcff"}', "half a surrogate pair"),
+        (b'{"question": ' + b"9" * 5000 + b"}", "it is not JSON: Exceeds the limit"),
+        (b"3", "it is not an object"),
+    ],
+)
+def test_a_fault_in_a_json_list_is_one_row(
+    tmp_path: Path, before: bytes, after: bytes, item: bytes, reason: str
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(before + b" ,\n".join([GOOD, item, GOOD]) + after)
+    loaded = load(Data(source=str(path), max_bad_fraction=0.5), "sft")
+    assert [problem.where for problem in loaded.dropped] == ["a.json:2"]
+    assert reason in loaded.dropped[0].reason
+    assert len(loaded.records) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[" + GOOD + b",\n" + GOOD + b"\n" + GOOD + b"]", "line 3 column 1"),
+        (b"[" + GOOD + b",\n{'a': 1}]", "line 2 column 2"),
+        (b"[" + GOOD + b",\n" + GOOD, "line 2 column 33"),
+        (b"[" + GOOD + b"]\n[" + GOOD + b"]", "Extra data: line 2 column 1"),
+        (b"[" + GOOD + b"," + b"[" * 200_000 + b"]" * 200_000 + b"]", "item 2 is nested too"),
+    ],
+)
+def test_a_json_list_that_is_none_names_the_place_and_a_fix(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    message = refusal(Data(source=str(tmp_path / "a.json"), max_bad_fraction=0.9))
+    assert message.startswith(f"cannot read {tmp_path / 'a.json'}: ")
+    assert reason in message
+    assert ". Mend it there" in message or ". Remove the item" in message
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b'"q2"x,a2\n', "it is not CSV: ',' expected after '\"'"),
+        (b'q2,"a2\n', "it is not CSV: "),  # the quote would take the next rows for text
+        (b"q2,caf\xe9\n", "it is not UTF-8 text (in 'answer')"),
+        (b"q2\n", "it has 1 fields, the header has 2"),
+    ],
+)
+@pytest.mark.parametrize("last", [b'"q4","a4"\n', b"q4,a4"])
+def test_a_fault_in_a_csv_file_is_one_row(
+    tmp_path: Path, row: bytes, reason: str, last: bytes
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'question,answer\n"q\n1",a1\n' + row + b"q3,a3\n" + last)
+    loaded = load(Data(source=str(path), max_bad_fraction=0.5), "sft")
+    assert [problem.where for problem in loaded.dropped] == ["a.csv:4"]
+    assert reason in loaded.dropped[0].reason
+    said = [[turn["content"] for turn in record.messages] for record in loaded.records]  # type: ignore[union-attr]
+    assert said == [["q\n1", "a1"], ["q3", "a3"], ["q4", "a4"]]
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [(b'"question"x,answer', "is not CSV: "), (b"question,r\xe9ponse", "is not UTF-8 text")],
+)
+def test_a_broken_csv_header_is_named(tmp_path: Path, header: bytes, reason: str) -> None:
+    (tmp_path / "a.csv").write_bytes(header + b"\na,b\n")
+    assert f"line 1, the header, {reason}" in refusal(Data(source=str(tmp_path / "a.csv")))
+
+
+def test_text_in_a_parquet_file_that_is_not_utf8_is_one_row(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    answers = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
+    table = pa.table({"question": ["x", "y", "z"], "answer": answers})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    loaded = load(Data(source=str(tmp_path / "a.parquet"), max_bad_fraction=0.5), "sft")
+    assert [(p.where, p.reason) for p in loaded.dropped] == [
+        ("a.parquet:2", "it is not UTF-8 text")
+    ]
+    assert len(loaded.records) == 2
+
+
+def test_a_dangling_link_in_a_folder_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    for source in (tmp_path, tmp_path / "*", tmp_path / "b.jsonl"):
+        message = refusal(Data(source=str(source)))
+        assert f"cannot read {tmp_path / 'b.jsonl'}: it is a link to " in message
+        assert "gone.jsonl', which does not exist. Restore" in message
+
+
+def test_an_unreadable_file_in_a_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.jsonl", ROWS)
+    locked = write(tmp_path / "b.jsonl", ROWS)
+    allowed = os.access  # root may read everything, whatever the file's mode
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked and allowed(path, mode))
+    assert f"cannot read {locked}: permission denied. Make it" in refusal(
+        Data(source=str(tmp_path))
+    )
+
+
+def test_rows_that_are_nested_too_deeply_are_counted_by_small_commands(tmp_path: Path) -> None:
+    deep = {"messages": [{"role": "user", "content": "a"}, assistant("b")], "tools": "[" * 200_000}
+    path = write(tmp_path / "a.jsonl", [deep, ROWS[0]])
+    reading = Reading(str(path), lambda row, _: NORMALISERS[detect(row)](row), "negatives")
+    assert list(reading) == [NORMALISERS["alpaca"](ROWS[0])]
+    assert (reading.rows, reading.bad) == (2, ["a.jsonl:1: it is nested too deeply"])
+
+
+def test_an_audit_that_cannot_be_written_is_refused_before_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "a.json", ROWS)
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("the audit ran")
+
+    monkeypatch.setattr(audit, "audit", fail)
+    for out, text in ((tmp_path, "is a folder: name a file in it"), (path, "is part of the input")):
+        argv = ["audit", str(path), "--kind", "sft", "--json", str(out)]
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as stopped:
+            audit.main()
+        assert stopped.value.code == 2
+        assert f"error: {out} {text}" in capsys.readouterr().err
+
+
 def test_a_csv_cell_may_be_long_and_span_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('question,answer\n"a\nb",' + "x" * 300_000 + "\nc,d,e\nf,g\n")
@@ -273,7 +444,7 @@ def test_any_bytes_give_records_or_a_message(lines: list[bytes], kind: str, bad:
                 loaded = load(Data(source=str(path), max_bad_fraction=bad), kind)
             except UserError:
                 continue
-            assert len(loaded.records) + len(loaded.dropped) == loaded.rows
+            assert len(loaded.records) + len(loaded.dropped) + loaded.blank == loaded.rows
             assert all(isinstance(record, KINDS[kind]) for record in loaded.records)
             json.dumps([list(to_trl(record)) for record in loaded.records])
 

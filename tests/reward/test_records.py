@@ -178,6 +178,76 @@ FIXTURES: dict[str, list[tuple[dict[str, Any], Any]]] = {
             Preference([user("List:\n\n1. x")], [assistant("Human: y\n\nz")], [assistant("n")]),
         ),
     ],
+    "alpaca_preference": [
+        (
+            {"instruction": "Add.", "input": "1, 2", "chosen": "3", "rejected": "4"},
+            Preference([user("Add.\n\n1, 2")], [assistant("3")], [assistant("4")]),
+        ),
+        (
+            {"instruction": "a", "chosen": "b", "rejected": "c", "system": "Be short."},
+            Preference([SYSTEM, user("a")], [assistant("b")], [assistant("c")]),
+        ),
+        (
+            {
+                "instruction": "a",
+                "input": "",
+                "chosen": "So:\n\nHuman: x\n\nAssistant: y",  # quotes a dialogue, is none
+                "rejected": "c",
+                "margin": 1,
+            },
+            Preference(
+                [user("a")],
+                [assistant("So:\n\nHuman: x\n\nAssistant: y")],
+                [assistant("c")],
+                1.0,
+            ),
+        ),
+    ],
+    "sharegpt_preference": [
+        (
+            {
+                "conversations": [{"from": "human", "value": "a"}],
+                "chosen": {"from": "gpt", "value": "b"},
+                "rejected": {"from": "gpt", "value": "c"},
+            },
+            Preference([user("a")], [assistant("b")], [assistant("c")]),
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "a"},
+                    {"from": "gpt", "value": "b"},
+                    {"from": "human", "value": "c"},
+                ],
+                "chosen": {"from": "gpt", "value": "d"},
+                "rejected": {"from": "gpt", "value": "e"},
+            },
+            Preference([user("a"), assistant("b"), user("c")], [assistant("d")], [assistant("e")]),
+        ),
+        (
+            {
+                "system": "Be short.",
+                "conversations": [{"from": "user", "value": "a"}],
+                "chosen": {"from": "assistant", "value": "b"},
+                "rejected": {"from": "assistant", "value": "c"},
+            },
+            Preference([SYSTEM, user("a")], [assistant("b")], [assistant("c")]),
+        ),
+    ],
+    "orca": [
+        (
+            {"system": "Be short.", "question": "a", "chosen": "b", "rejected": "c"},
+            Preference([SYSTEM, user("a")], [assistant("b")], [assistant("c")]),
+        ),
+        (
+            {"system": "", "question": "a", "chosen": "b", "rejected": "c"},
+            Preference([user("a")], [assistant("b")], [assistant("c")]),
+        ),
+        (
+            {"question": "a", "chosen": "x\n\nAssistant: y", "rejected": "c"},
+            Preference([user("a")], [assistant("x\n\nAssistant: y")], [assistant("c")]),
+        ),
+    ],
     "reasoning": [
         (
             {"question": "1+2?", "reasoning": "1+2 is 3.", "answer": "3"},
@@ -330,6 +400,16 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
         "turn 1 is a list, expected text",
     ),
+    (
+        "messages",
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}
+            ]
+        },
+        "turn 1 is a list, expected text",
+    ),
+    ("messages", {"messages": [{"role": "user", "content": []}]}, "turn 1 is a list"),
     ("messages", {"messages": [user("\ud800")]}, "half a surrogate pair"),
     (
         "messages",
@@ -349,6 +429,26 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         "turn 1 is no function call",
     ),
     ("alpaca", {"instruction": "a", "input": ""}, "'output' is missing"),
+    (
+        "alpaca_preference",
+        {"instruction": "a", "chosen": ["b", "c"], "rejected": "d"},
+        "'chosen' is a list, expected text",
+    ),
+    (
+        "sharegpt_preference",
+        {"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt"}},
+        "'rejected' is missing",
+    ),
+    (
+        "sharegpt_preference",
+        {
+            "conversations": [{"from": "human", "value": "a"}],
+            "chosen": {"from": "human", "value": "b"},
+            "rejected": {"from": "gpt", "value": "c"},
+        },
+        "turn 2 has role 'user', expected assistant",
+    ),
+    ("orca", {"question": "a", "chosen": "b", "rejected": "b"}, "rejected are equal"),
     ("alpaca", {"instruction": "a", "output": {"text": "b"}}, "'output' is an object"),
     ("alpaca", {"instruction": "a", "output": None}, "'output' is null"),
     ("alpaca", {"instruction": "a", "output": "b", "history": [["c"]]}, "'history' item 1"),
@@ -384,6 +484,33 @@ TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type":
 def test_tool_definitions_are_kept(written: Any) -> None:
     made = NORMALISERS["messages"]({"messages": [user("a"), assistant("b")], "tools": written})
     assert made.tools == TOOLS
+
+
+def in_parts(turn: dict[str, Any]) -> dict[str, Any]:
+    """The turn with each letter as a text part, with the nulls that Parquet adds."""
+    parts = [{"type": "text", "text": letter, "image": None} for letter in turn["content"]]
+    return turn | {"content": parts}
+
+
+def test_text_parts_are_joined() -> None:
+    ask, good, bad = user("one two"), assistant("three"), assistant("four")
+    parts = {"messages": [in_parts(ask), good, user("and?"), in_parts(bad)]}
+    before = repr(parts)
+    assert NORMALISERS["messages"](parts).messages == [ask, good, user("and?"), bad]
+    assert repr(parts) == before
+    row = {"prompt": [in_parts(ask)], "chosen": [in_parts(good)], "rejected": [in_parts(bad)]}
+    assert detect(row) == "preference"
+    assert NORMALISERS["preference"](row) == Preference([ask], [good], [bad])
+    whole = {"chosen": [in_parts(ask), good], "rejected": [ask, in_parts(bad)]}
+    assert NORMALISERS["preference_implicit"](whole) == Preference([ask], [good], [bad])
+
+
+@pytest.mark.parametrize("more", [{}, {"question": "q"}, {"instruction": "i"}])
+def test_a_dialogue_is_one_beside_other_columns_too(more: dict[str, Any]) -> None:
+    texts = {key: f"\n\nHuman: a\n\nAssistant: {key}" for key in ("chosen", "rejected")}
+    assert detect(texts | more) == "hh"
+    assert detect({"prompt": "p", "chosen": "b", "rejected": "c"} | more) == "preference"
+    assert detect({"question": "a", "answer": "b", "chosen": "c", "rejected": "d"}) == "qa"
 
 
 def test_llama_factorys_function_calls_become_tool_calls() -> None:
