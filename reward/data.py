@@ -42,8 +42,8 @@ _AT_ONCE = 50 * _BATCH  # records in memory while a version is written
 # What to say when a stage is given records of another kind.
 _NEEDS = {
     "sft": "demonstrations (messages, sharegpt, alpaca, completion, reasoning or qa)",
-    "preference": "pairs of a chosen and a rejected answer (preference, preference_implicit, hh or "
-    "ultrafeedback)",
+    "preference": "pairs of a chosen and a rejected answer (preference, preference_implicit, "
+    "alpaca_preference, sharegpt_preference, orca, hh or ultrafeedback)",
     "rated": "answers that are wanted or not (kto)",
     "prompts": "prompts alone (prompt)",
 }

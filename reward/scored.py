@@ -58,6 +58,8 @@ def task_of(row: Row, place: str) -> Task:
     else:
         # `python -m reward.score` writes null for a completion that is too long to be scored.
         items = [item for item in list_of(row, name) if not _is_unscored(item)]
+        if not items:
+            raise BadRow("no completion has a score", "missing_field")
         answers, scores = [_text(item) for item in items], _scores(row, items)
         places = [f"{place}#{number}" for number in range(1, len(items) + 1)]
     scored, prompt, tools = [], [], None

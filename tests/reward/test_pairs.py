@@ -171,7 +171,7 @@ def test_best_worst_is_what_the_ultrafeedback_format_makes() -> None:
         ),
         (
             {"prompt": "q", "completions": [{"text": "x", "score": None}]},
-            "the score of completion 1 is",
+            "no completion has a score",
         ),
         ({"completions": [{"text": "x", "score": 1}]}, "completion 1: 'prompt' is null"),
         ({"prompt": [*answer("x")], "completion": "y", "score": 1}, "turn 1 has role 'assistant'"),
