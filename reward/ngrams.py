@@ -1,6 +1,7 @@
 """Word n-grams of many texts at once, as 64-bit hashes, without a Python step per word.
 
-A word is a run of letters, digits and combining marks in lower case; all else separates words. A
+A word is a run of letters, digits and combining marks in lower case; all else separates words. Only
+an apostrophe inside a word and a comma or full stop inside a number are nothing: "don't" is `dont`. A
 Han character or kana is a word by itself, since Chinese and Japanese put no spaces between words.
 
 Hashes are polynomials modulo 2^64 over random values of the characters (a word) or over the mixed
@@ -9,6 +10,7 @@ it with one subtraction (Karp and Rabin 1987). Two different n-grams have one ha
 about 2^-64: looking up 10^9 words in an index of 10^6 grams goes wrong once in 18,000 times.
 """
 
+import enum
 import functools
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -27,12 +29,21 @@ _PRIME = np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64, as its second one below
 _PRIME_2 = np.uint64(0x94D049BB133111EB)
 
 _CODES = 0x110000
+_IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # there is none beyond
 _BATCH = 1 << 16  # characters; the arrays of a batch of this size stay in a core's own cache
 
 # By code point: the hash value (0 separates words), and whether it has been looked up yet. Memory
 # is taken by the pages in use only.
 _values: Hashes = np.zeros(_CODES, np.uint64)
 _is_known: Bools = np.zeros(_CODES, np.bool_)
+
+
+class Reading(enum.Enum):
+    """What punctuation is in a text: what the text becomes when that is taken out of it."""
+
+    usual = enum.auto()
+    split = enum.auto()  # each mark separates words, as where it is replaced by a space
+    joined = enum.auto()  # none does, as where it is deleted
 
 
 class Words:
@@ -45,18 +56,21 @@ class Words:
         first: number of each text's first word, and the number of words, shape (texts + 1,).
     """
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], reading: Reading = Reading.usual) -> None:
         texts = [text if text.isascii() else unicodedata.normalize("NFKC", text) for text in texts]
         self.text = "\n".join(texts)
-        codes = _code_points(self.text)
+        every_code = _code_points(self.text)
+        kept = _kept(every_code, reading)
+        codes = every_code[kept]
         values = _values[codes]
         powers, inverses = _powers(1 << max(_BATCH, len(codes)).bit_length())
         self._inverses = inverses
-        self.starts, self.ends = _edges(codes, values)
+        starts, ends = _edges(codes, values)
+        self.starts, self.ends = kept[starts], kept[ends - 1] + 1
         lengths = np.fromiter((len(text) + 1 for text in texts), np.int64, len(texts))
         self.first = np.searchsorted(self.starts, np.concatenate(([0], np.cumsum(lengths))))
         sums = _prefix_sums(values * powers[: len(values)])
-        words = _mixed((sums[self.ends] - sums[self.starts]) * inverses[self.starts])
+        words = _mixed((sums[ends] - sums[starts]) * inverses[starts])
         self._sums = _prefix_sums(words * powers[: len(words)])
 
     def grams(self, n: int) -> Hashes:
@@ -80,7 +94,9 @@ class Words:
         return word + n <= self.first[self.text_of(word) + 1]
 
 
-def batches(texts: Sequence[str]) -> Iterator[tuple[list[int], Words]]:
+def batches(
+    texts: Sequence[str], reading: Reading = Reading.usual
+) -> Iterator[tuple[list[int], Words]]:
     """The words of all texts, in pieces that fit a cache: numbers of the texts, and their words.
 
     ASCII texts come first: a batch without other characters is cheaper to take apart.
@@ -93,11 +109,11 @@ def batches(texts: Sequence[str]) -> Iterator[tuple[list[int], Words]]:
         for number in numbers:
             size += len(texts[number]) + 1
             if size > _BATCH and batch:
-                yield batch, Words([texts[i] for i in batch])
+                yield batch, Words([texts[i] for i in batch], reading)
                 batch, size = [], len(texts[number]) + 1
             batch.append(number)
         if batch:
-            yield batch, Words([texts[i] for i in batch])
+            yield batch, Words([texts[i] for i in batch], reading)
 
 
 def bit_filter(hashes: Hashes, bits_per_hash: int) -> NDArray[np.uint8]:
@@ -140,6 +156,31 @@ def _learn(codes: NDArray[np.uint32]) -> None:
 
 def _is_in_word(character: str) -> bool:
     return character.isalnum() or unicodedata.category(character)[0] == "M"
+
+
+def _kept(codes: NDArray[np.uint8] | NDArray[np.uint32], reading: Reading) -> Numbers:
+    """Where the characters are that belong to a word or separate words: nearly all."""
+    if reading is Reading.split:
+        return np.arange(len(codes))
+    if reading is Reading.joined:
+        return np.flatnonzero(
+            (_values[codes] != 0) | _IS_SPACE[np.minimum(codes, np.uint32(0x3001))]
+        )
+    # Unsigned: what is less than the apostrophe becomes a large number.
+    may_join = codes - codes.dtype.type(ord("'")) <= ord(".") - ord("'")
+    if codes.dtype != np.uint8:
+        may_join |= codes == ord("’")
+    place = np.flatnonzero(may_join[1:-1]) + 1
+    code, before, after = codes[place], codes[place - 1], codes[place + 1]
+    in_number = ((code == ord(",")) | (code == ord("."))) & _is_digit(before) & _is_digit(after)
+    in_word = (_values[before] != 0) & (_values[after] != 0)
+    keeps = np.ones(len(codes), np.bool_)
+    keeps[place[in_number | (in_word & ((code == ord("'")) | (code == ord("’"))))]] = False
+    return np.flatnonzero(keeps)
+
+
+def _is_digit(codes: NDArray[np.uint8] | NDArray[np.uint32]) -> Bools:
+    return (codes >= ord("0")) & (codes <= ord("9"))
 
 
 def _edges(

@@ -6,6 +6,7 @@ import random
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,39 @@ from hypothesis import strategies as st
 
 from conf.entry import UserError
 from reward import ngrams
-from reward.benchmarks import Document, read_documents, text_of_row
+from reward.benchmarks import Document, questions_in, read_documents, text_of_row
 from reward.contamination import Coverage, Hit, Index
+from reward.ngrams import Reading
 
 LEAKS = {"leak_verbatim", "leak_normalised", "leak_embedded"}
 QUESTION = "Which of these planets is the nearest to the sun?"  # 10 words
 
 
-def words_of(text: str) -> list[str]:
+def is_in_word(character: str) -> bool:
+    return character.isalnum() or unicodedata.category(character).startswith("M")
+
+
+def without_marks(text: str, reading: Reading) -> str:
+    """A text without the marks that neither belong to a word nor separate two."""
+    kept = ""
+    for before, character, after in zip(f" {text}", text, f"{text[1:]} ", strict=False):
+        is_mark = not is_in_word(character) and not character.isspace()
+        is_inner = (
+            {before, after} <= set("0123456789")
+            if character in ",."
+            else character in "'’" and is_in_word(before) and is_in_word(after)
+        )
+        if (reading is Reading.joined and is_mark) or (reading is Reading.usual and is_inner):
+            continue
+        kept += character
+    return kept
+
+
+def words_of(text: str, reading: Reading = Reading.usual) -> list[str]:
     """The words of a text, character by character."""
     found, current = [], ""
-    for character in unicodedata.normalize("NFKC", text):
-        is_word = character.isalnum() or unicodedata.category(character).startswith("M")
+    for character in without_marks(unicodedata.normalize("NFKC", text), reading):
+        is_word = is_in_word(character)
         stands_alone = is_word and re.match(
             r"[\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]", character
         )
@@ -40,27 +62,64 @@ def words_of(text: str) -> list[str]:
     return found + [current] * bool(current)
 
 
-def grams_of(text: str, n: int) -> set[tuple[str, ...]]:
-    words = words_of(text)
+def grams_of(text: str, n: int, reading: Reading = Reading.usual) -> set[tuple[str, ...]]:
+    words = words_of(text, reading)
     return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
-def brute_force(documents: list[str], texts: list[str], n: int) -> set[tuple[int, int, int, int]]:
-    """Text, document, shared n-grams and n-grams, without template n-grams; for n up to 8."""
-    every = [grams_of(document, n) for document in documents]
-    seen = Counter(gram for grams in every for gram in grams)
-    kept = [{gram for gram in grams if seen[gram] < 10} for grams in every]
-    asked = [grams_of(text, n) for text in texts]
+def entries_of(document: str, n: int) -> dict[tuple[str, ...], tuple[bool, bool]]:
+    """The n-grams of a document: whether one is of the question, whether it is as the text stands."""
+    entries: dict[tuple[str, ...], tuple[bool, bool]] = {}
+    for reading in Reading:
+        for texts, is_asked in ((questions_in(document), True), ([document], False)):
+            for gram in set().union(*(grams_of(text, n, reading) for text in texts)):
+                entries.setdefault(gram, (is_asked, reading is Reading.usual))
+    return entries
+
+
+def share_of(kinds: list[bool], entries: list[bool]) -> tuple[int, int]:
+    """How many of these are there, and how many are looked for, by whether each is as it stands."""
+    size = max(sum(entries), min(1, len(entries)))
+    return min(len(kinds), size), size
+
+
+def brute_force(
+    documents: list[str], texts: list[str], n: int
+) -> set[tuple[int, int, int, int, bool | None]]:
+    """What `found_by` tells, without template n-grams; for n up to 8."""
+    every = [entries_of(document, n) for document in documents]
+    seen = Counter(gram for entries in every for gram in entries)
+    found = set()
+    for number, wanted in enumerate(grams_of(text, n) for text in texts):
+        for doc, entries in enumerate(every):
+            kept = {gram: kinds for gram, kinds in entries.items() if seen[gram] < 10}
+            if not wanted & kept.keys():
+                continue
+            there, size = share_of(
+                [usual for gram, (_, usual) in kept.items() if gram in wanted],
+                [usual for _, usual in kept.values()],
+            )
+            asked, question_size = share_of(
+                [usual for gram, (of_it, usual) in kept.items() if of_it and gram in wanted],
+                [usual for of_it, usual in kept.values() if of_it],
+            )
+            questions = list(questions_in(documents[doc]))
+            joined = len(words_of(questions[0], Reading.joined)) - n + 1
+            question_size = min(question_size, joined) if joined > 0 else question_size
+            is_whole = asked > 0 and asked >= 0.9 * question_size
+            found.add((number, doc, there, size, is_whole if len(questions) == 1 else None))
+    return found
+
+
+def found_by(
+    documents: list[str], texts: list[str], n: int
+) -> set[tuple[int, int, int, int, bool | None]]:
+    """Text, document, shared n-grams, n-grams, and for documents of one question if that is there."""
+    clear = [len(list(questions_in(document))) == 1 for document in documents]
     return {
-        (number, doc, len(shared), len(grams))
-        for number, wanted in enumerate(asked)
-        for doc, grams in enumerate(kept)
-        if (shared := grams & wanted)
+        (hit.text, hit.doc, hit.grams, hit.of, hit.has_question if clear[hit.doc] else None)
+        for hit in Index.build(documents_of(documents), n).find(texts)
     }
-
-
-def found_by(index: Index, texts: list[str]) -> set[tuple[int, int, int, int]]:
-    return {(hit.text, hit.doc, hit.grams, hit.of) for hit in index.find(texts)}
 
 
 def documents_of(texts: list[str], task: str = "quiz") -> list[Document]:
@@ -78,6 +137,12 @@ SOME_WORDS = st.sampled_from(
             "on-a",
             "mat's",
             "3,5",
+            "1,000.5.",
+            "don’t",
+            "'the'",
+            "a's,b",
+            "x-y",
+            "mat?\n",
             "",
             "_",
             "\n",
@@ -108,8 +173,7 @@ SOME_TEXT = st.lists(SOME_WORDS, max_size=25).map(" ".join) | st.text(max_size=3
 @settings(max_examples=150, deadline=None)
 @given(st.lists(SOME_TEXT, max_size=14), st.lists(SOME_TEXT, max_size=5), st.integers(1, 5))
 def test_hits_are_those_of_brute_force(documents: list[str], texts: list[str], n: int) -> None:
-    index = Index.build(documents_of(documents), n)
-    assert found_by(index, texts) == brute_force(documents, texts, n)
+    assert found_by(documents, texts, n) == brute_force(documents, texts, n)
 
 
 def test_brute_force_agrees_on_long_texts_and_many_batches() -> None:
@@ -122,8 +186,7 @@ def test_brute_force_agrees_on_long_texts_and_many_batches() -> None:
     texts = [text(draw.choice([0, 3, 40, 4000])) for _ in range(60)] + [text(50_000)]
     texts[7] += documents[12]
     assert max(map(len, texts)) > 2 * ngrams._BATCH
-    index = Index.build(documents_of(documents), 5)
-    hits = found_by(index, texts)
+    hits = found_by(documents, texts, 5)
     assert len(hits) > 100
     assert hits == brute_force(documents, texts, 5)
 
@@ -169,6 +232,71 @@ def test_a_short_question_counts_as_a_whole(document: str, text: str, is_found: 
     assert [hit.has_question for hit in hits] == [True] * is_found
 
 
+LONG_QUESTION = (
+    "A bird-watcher's list has 1,000 birds; how many of them can't fly at all in winter?"
+)
+CHOICES = "\n".join(" ".join(f"c{i}x{k}" for k in range(60)) for i in range(4))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_found"),
+    [
+        (LONG_QUESTION, True),
+        ("so " + LONG_QUESTION.replace("'", "’").upper(), True),
+        ("a birdwatchers list has 1000 birds how many of them cant fly at all in winter", True),
+        ("a bird watcher s list has 1 000 birds how many of them can t fly at all in winter", True),
+        (LONG_QUESTION.replace("all in winter", "night in June"), False),
+        (CHOICES.split("\n")[0][:70], False),
+    ],
+)
+@pytest.mark.parametrize("opening", ["", "Question: ", "Birds are animals.\nQuestion: "])
+def test_a_long_question_counts_as_a_whole(opening: str, text: str, is_found: bool) -> None:
+    document = f"{opening}{LONG_QUESTION}\n{CHOICES}"
+    hits = Index.build(documents_of([document])).find([text])
+    assert [hit.is_strong for hit in hits if hit.has_question] == [True] * is_found
+    assert all(hit.grams < 0.1 * hit.of for hit in hits)
+
+
+def test_a_long_question_may_miss_one_word_in_ten() -> None:
+    words = [f"w{k}" for k in range(22)]  # 10 13-grams
+    index = Index.build(documents_of([" ".join(words) + "\n" + CHOICES]))
+    hits = index.find([" ".join(words[start:]) for start in (0, 1, 2)])
+    assert [(hit.grams, hit.has_question) for hit in hits] == [(10, True), (9, True), (8, False)]
+
+
+MARKS = re.compile(r"[^\w\s]|_")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        str,
+        str.lower,
+        lambda text: MARKS.sub("", text),
+        lambda text: MARKS.sub(" ", text),
+        lambda text: re.sub("['’]", "", text),
+        lambda text: text.replace("'", "’"),
+        lambda text: "  \n ".join(text.split()),
+    ],
+    ids=["verbatim", "lower", "deleted", "spaced", "no-apostrophes", "curly", "white-space"],
+)
+@pytest.mark.parametrize("name", ["gsm8k.test", "arc_easy.test", "arc_challenge.test"])
+def test_questions_are_found_however_they_are_normalised(
+    shared_data: Path, name: str, changed: Callable[[str], str]
+) -> None:
+    path = shared_data / "eval" / f"{name}.jsonl.gz"
+    index = Index.build(read_documents(str(path)))
+    asked = {
+        doc: row["question"]
+        for doc, row in enumerate(rows_of(path))
+        if len(row["question"].split()) >= 8
+    }
+    hits = index.find([changed(question) for question in asked.values()])
+    places = list(asked)
+    found = {hit.doc for hit in hits if hit.is_strong and hit.doc == places[hit.text]}
+    assert len(found) >= 0.995 * len(asked)
+
+
 def test_questions_of_every_width_are_found_and_shorter_ones_not() -> None:
     lines = [" ".join(f"w{i}x{k}" for k in range(i)) for i in range(4, 16)]
     index = Index.build(documents_of(lines))
@@ -206,8 +334,7 @@ def test_hits_say_what_and_coverage_how_much() -> None:
         (3, "quiz", 2),
     ]
     assert hits[0].detail == (
-        f"quiz document 0: {hits[0].grams} of {hits[0].of} 13-grams, "
-        "\"Ann's0 Ann's1 Ann's2 Ann's3 Ann's4 Ann's5 Ann\""
+        f'quiz document 0: {hits[0].grams} of {hits[0].of} 13-grams, "{texts[0][:60]} …"'
     )
     assert hits[1].detail == f'other document 5: the whole question, "{QUESTION[:-1]}"'
     assert index.coverage(hits) == [Coverage("other", 1, 1, 1), Coverage("quiz", 2, 3, 3)]
