@@ -109,8 +109,9 @@ def read_prompts(config: Sampling) -> tuple[list["Prompt"], Counter[str]]:
         UserError: when more than `max_bad_fraction` of the rows cannot be used, with the first reason.
     """
     from conf.passthrough import did_you_mean
+    from reward.readers import parse
     from reward.records import NORMALISERS, detect
-    from reward.sources import open_rows, parse
+    from reward.sources import open_rows
     from reward.turns import BadRow
 
     if config.format not in (*NORMALISERS, "auto"):

@@ -8,7 +8,8 @@ from typing import Any
 
 from conf.entry import UserError
 from conf.schema import Data
-from reward.sources import local_files, open_rows, parse
+from reward.readers import parse
+from reward.sources import local_files, open_rows
 from reward.turns import BadRow, Row
 
 # Columns that name or sort a row, or say where it comes from.

@@ -12,7 +12,8 @@ import orjson
 
 from conf.entry import UserError
 from conf.schema import Source
-from reward.sources import local_files, open_rows, parse
+from reward.readers import parse
+from reward.sources import local_files, open_rows
 from reward.turns import BadRow, Row
 
 T = TypeVar("T")

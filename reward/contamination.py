@@ -67,7 +67,7 @@ class Hit:
     @property
     def is_whole(self) -> bool:
         """Whether most of the document is there, not only what it shares with others of its kind."""
-        return self.has_question or 2 * self.grams >= self.of
+        return 2 * self.grams >= self.of or self.grams >= _PAGE
 
     @property
     def detail(self) -> str:

@@ -16,6 +16,7 @@ from xxhash import xxh3_64_intdigest
 
 from reward import language, private
 from reward.findings import KINDS, Finding
+from reward.readers import Line, parse
 from reward.records import (
     NORMALISERS,
     Conversation,
@@ -25,7 +26,6 @@ from reward.records import (
     detect,
     number_of,
 )
-from reward.sources import Line, parse
 from reward.turns import BadRow, Message, Row
 from reward.workers import in_order, workers
 

@@ -3,18 +3,23 @@
 import re
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conf.entry import UserError
 from reward.findings import KINDS, Finding
 from reward.store import content_key
 
+if TYPE_CHECKING:
+    from reward.contamination import Hit
+
 # A set that holds so much of a benchmark, or consists of it to that share, is the benchmark.
 _SPLIT_SHARE = 0.5
 _SPLIT_FEWEST = 5  # documents
+_TEMPLATE_ROWS, _TEMPLATE_DOCUMENTS = 4, 2  # strong hits
 _BATCH = 1000  # texts
 
 
@@ -26,26 +31,26 @@ def find_leaks(texts: Iterable[str], rows: Sequence[int], index_file: Path) -> l
         rows: of the records, in the same order.
         index_file: from `build_index`.
     """
-    from reward.contamination import Hit, Index
+    from reward.contamination import Index
 
     index = Index.load(index_file)
     hits: list[Hit] = []
     first: dict[str, tuple[int, Hit]] = {}
     leaking: dict[str, set[int]] = defaultdict(set)
     findings = []
+    found: list[tuple[int, Hit]] = []
     start = 0
     unread = iter(texts)
     while batch := list(islice(unread, _BATCH)):
-        for hit in index.find(batch):
-            row = rows[start + hit.text]
-            kind = "contamination" if hit.is_strong else "shared_phrase"
-            findings.append(Finding(row, kind, KINDS[kind].severity, hit.detail))
-            if not hit.is_whole:
-                continue
+        found += [(rows[start + hit.text], hit) for hit in index.find(batch)]
+        start += len(batch)
+    for (row, hit), is_leak in zip(found, _are_leaks(found), strict=True):
+        kind = "contamination" if is_leak else "shared_phrase"
+        findings.append(Finding(row, kind, KINDS[kind].severity, hit.detail))
+        if hit.is_whole:
             hits.append(hit)
             leaking[hit.task].add(row)
             first.setdefault(hit.task, (row, hit))
-        start += len(batch)
     for coverage in index.coverage(hits):
         is_there = coverage.found >= _SPLIT_SHARE * coverage.searchable
         is_it = len(leaking[coverage.task]) >= _SPLIT_SHARE * start
@@ -57,6 +62,26 @@ def find_leaks(texts: Iterable[str], rows: Sequence[int], index_file: Path) -> l
             )
             findings.append(Finding(row, "eval_split", KINDS["eval_split"].severity, detail))
     return findings
+
+
+def _are_leaks(found: list[tuple[int, "Hit"]]) -> list[bool]:
+    """Which hits are more than a phrase, or a template that rows and documents were both made with.
+
+    A part of a document that stands in many rows, or a row with a part of several documents of a
+    task, has a template's words: a leak is of one document in few rows, or of the whole.
+    """
+    strong = [(row, hit) for row, hit in found if hit.is_strong]
+    rows = Counter((hit.task, hit.doc) for _, hit in strong)
+    documents = Counter((row, hit.task) for row, hit in strong)
+    return [
+        hit.is_whole
+        or (
+            hit.is_strong
+            and rows[hit.task, hit.doc] < _TEMPLATE_ROWS
+            and documents[row, hit.task] < _TEMPLATE_DOCUMENTS
+        )
+        for row, hit in found
+    ]
 
 
 def build_index(against: list[str], folder: Path) -> Path:

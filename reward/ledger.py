@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from conf.entry import UserError
 from reward.command import line_of, written_whole
-from reward.sources import parse
+from reward.readers import parse
 from reward.turns import BadRow, Row
 
 PIECE = "chunk"  # the column that names the piece of work

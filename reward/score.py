@@ -13,8 +13,9 @@ from typing import Any
 from conf.entry import UserError, plainly
 from conf.schema import Source
 from reward.model import RewardModel
+from reward.readers import Line, parse
 from reward.records import NORMALISERS, Conversation, Preference, Rated, detect
-from reward.sources import Line, local_files, open_rows, parse
+from reward.sources import local_files, open_rows
 from reward.store import fingerprint, nan_to_null, write_json
 from reward.turns import (
     BadRow,

@@ -113,7 +113,7 @@ def tools_of(row: Row) -> list[Any] | None:
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(tools)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise BadRow("'tools' is text that is not JSON") from error
     if tools in (None, "", [], {}):
         return None

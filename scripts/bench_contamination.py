@@ -20,7 +20,8 @@ from conf.entry import plainly
 from conf.schema import Data
 from reward.benchmarks import read_documents
 from reward.contamination import Index
-from reward.sources import open_rows, parse
+from reward.readers import parse
+from reward.sources import open_rows
 
 BATCH = 1000
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from conf.schema import Data
 from reward import language, private
-from reward.sources import open_rows, parse
+from reward.readers import parse
+from reward.sources import open_rows
 
 _PROMPTS = ("prompt", "instruction", "input", "question", "messages", "content")
 _ANSWERS = ("chosen", "rejected", "output", "answer", "completion")

@@ -97,7 +97,7 @@ def test_groups_and_targets_of_all_kinds(tmp_path: Path) -> None:
         (tmp_path / f"{name}.yaml").write_text(json.dumps(task | {"task": name}))
     group = {"group": "quiz", "task": ["by_number", "by_text"]}
     (tmp_path / "quiz.yaml").write_text(json.dumps(group))
-    suite = Suite(name="mine", include_path=str(tmp_path), tasks=["quiz", "unknown"], limit=1)
+    suite = Suite(name="mine", include_path=str(tmp_path), tasks=["quiz", "unknown"])
     out = tmp_path / "out"
     out.mkdir()
     assert documents_of(suite, out) == [
