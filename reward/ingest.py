@@ -15,6 +15,7 @@ import orjson
 from xxhash import xxh3_64_intdigest
 
 from reward import language, private
+from reward.duplicates import SEPARATOR
 from reward.findings import KINDS, Finding
 from reward.readers import Line, parse
 from reward.records import (
@@ -29,7 +30,7 @@ from reward.records import (
 from reward.turns import BadRow, Message, Row
 from reward.workers import in_order, workers
 
-FIELD = "\x1e"  # ASCII's record separator joins the fields of a record's text
+FIELD = SEPARATOR  # joins the fields of a record's text
 FACTS = [
     ("row", "i8"),  # place in the source, from 0
     ("text", "u8"),  # hashes: of the whole record; and without case and spaces,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conf.entry import UserError
+from reward.duplicates import SEPARATOR
 from reward.findings import KINDS, Finding
 from reward.store import content_key
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 # A set that holds so much of a benchmark, or consists of it to that share, is the benchmark.
 _SPLIT_SHARE = 0.5
 _SPLIT_FEWEST = 5  # documents
-_TEMPLATE_ROWS, _TEMPLATE_DOCUMENTS = 4, 2  # strong hits
+_TEMPLATE_PROMPTS, _TEMPLATE_DOCUMENTS = 4, 2  # strong hits
 _BATCH = 1000  # texts
 
 
@@ -39,12 +40,15 @@ def find_leaks(texts: Iterable[str], rows: Sequence[int], index_file: Path) -> l
     leaking: dict[str, set[int]] = defaultdict(set)
     findings = []
     found: list[tuple[int, Hit]] = []
+    prompts: list[int] = []  # of the hits
     start = 0
     unread = iter(texts)
     while batch := list(islice(unread, _BATCH)):
-        found += [(rows[start + hit.text], hit) for hit in index.find(batch)]
+        for hit in index.find(batch):
+            found.append((rows[start + hit.text], hit))
+            prompts.append(hash(batch[hit.text].split(SEPARATOR, 1)[0]))
         start += len(batch)
-    for (row, hit), is_leak in zip(found, _are_leaks(found), strict=True):
+    for (row, hit), is_leak in zip(found, _are_leaks(found, prompts), strict=True):
         kind = "contamination" if is_leak else "shared_phrase"
         findings.append(Finding(row, kind, KINDS[kind].severity, hit.detail))
         if hit.is_whole:
@@ -64,20 +68,23 @@ def find_leaks(texts: Iterable[str], rows: Sequence[int], index_file: Path) -> l
     return findings
 
 
-def _are_leaks(found: list[tuple[int, "Hit"]]) -> list[bool]:
+def _are_leaks(found: list[tuple[int, "Hit"]], prompts: list[int]) -> list[bool]:
     """Which hits are more than a phrase, or a template that rows and documents were both made with.
 
-    A part of a document that stands in many rows, or a row with a part of several documents of a
-    task, has a template's words: a leak is of one document in few rows, or of the whole.
+    A part of a document that stands in several prompts, or a row with a part of several documents of
+    a task, has a template's words: a leak is of one document in one prompt, or of the whole.
     """
-    strong = [(row, hit) for row, hit in found if hit.is_strong]
-    rows = Counter((hit.task, hit.doc) for _, hit in strong)
-    documents = Counter((row, hit.task) for row, hit in strong)
+    prompts_of: dict[tuple[str, int], set[int]] = defaultdict(set)
+    documents: Counter[tuple[int, str]] = Counter()
+    for (row, hit), prompt in zip(found, prompts, strict=True):
+        if hit.is_strong:
+            prompts_of[hit.task, hit.doc].add(prompt)
+            documents[row, hit.task] += 1
     return [
         hit.is_whole
         or (
             hit.is_strong
-            and rows[hit.task, hit.doc] < _TEMPLATE_ROWS
+            and len(prompts_of[hit.task, hit.doc]) < _TEMPLATE_PROMPTS
             and documents[row, hit.task] < _TEMPLATE_DOCUMENTS
         )
         for row, hit in found

@@ -1,0 +1,56 @@
+"""What counts as a leak of a benchmark, and what as a phrase or a template."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reward.leaks import build_index, find_leaks
+
+WORDS = [
+    *("amber", "boats", "carry", "dusty", "eagles", "from", "golden", "harbours", "into", "jade"),
+    *("kingdoms", "light", "moons", "never", "open", "purple", "quarries", "reach", "silver"),
+    *("towers", "under", "violet", "waves", "xenon", "yellow", "zinc", "azure", "brown"),
+]
+TEMPLATE = "Read the text below with care and answer the question in one short sentence of your own"
+
+
+def sentence(number: int) -> str:
+    """Twenty words in an order that no other number has."""
+    return " ".join(WORDS[(number * 7 + i * (number % 5 + 1)) % len(WORDS)] for i in range(20))
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    documents = [f"{TEMPLATE}: {sentence(n)} {sentence(n + 50)}" for n in range(6)]
+    path = tmp_path / "quiz.jsonl"
+    path.write_text("".join(json.dumps({"question": text}) + "\n" for text in documents))
+    return build_index([str(path)], tmp_path / "index")
+
+
+def found(texts: list[str], index: Path) -> dict[int, str]:
+    findings = find_leaks(texts, range(len(texts)), index)
+    return {f.row: f.kind for f in reversed(findings) if f.kind != "shared_phrase"}
+
+
+def test_a_shared_template_is_no_leak(index: Path) -> None:
+    assert found([f"{TEMPLATE}: what do you think of number {n}?" for n in range(9)], index) == {}
+
+
+def test_a_document_is_a_leak_alone_and_within_other_text(index: Path) -> None:
+    leak = f"{sentence(2)} {sentence(52)}"
+    texts = ["nothing of the kind", f"Here is my homework. {leak} Thank you!", "more of nothing"]
+    assert found(texts, index) == {1: "contamination"}
+
+
+def test_a_leaked_prompt_with_many_answers_is_a_leak_each_time(index: Path) -> None:
+    texts = [f"{sentence(2)} {sentence(52)}\x1eanswer {n}" for n in range(9)]
+    assert found(texts, index) == dict.fromkeys(range(9), "contamination")
+
+
+def test_most_of_a_benchmark_is_an_evaluation_split(index: Path) -> None:
+    texts = [f"{TEMPLATE}: {sentence(n)} {sentence(n + 50)}" for n in range(5)]
+    padding = [f"row {n} says nothing of interest" for n in range(20)]
+    kinds = [f.kind for f in find_leaks(texts + padding, range(25), index)]
+    assert kinds.count("eval_split") == 1
+    assert kinds.count("contamination") == 5
