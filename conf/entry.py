@@ -91,7 +91,7 @@ def plainly(schema: type[Any] | None = None) -> Iterator[None]:
         _exit(str(error))
     except KeyboardInterrupt:
         print(
-            "\ninterrupted: finished stages are kept, the same command continues from them",
+            "\ninterrupted: what is complete is kept, nothing is half made; the same command continues",
             file=sys.stderr,
         )
         sys.exit(130)
