@@ -14,6 +14,7 @@ from conf.schema import Align, LaunchKind, Model, Stage
 from evals.gguf import converted_folder
 from evals.models import check, identity, is_local
 from evals.provenance import versions
+from evals.results import UNQUANTIZED
 from evals.run import Request, check_request
 from reward.data import check_training_split, prepare
 from reward.gguf import is_gguf
@@ -189,12 +190,17 @@ def _evaluations(config: Align, policies: dict[str, Model]) -> list[tuple[str, R
     """Every policy as it is on every suite, and the last one once more for each quantizer."""
     final = list(policies)[-1]
     suites = [replace(suite, name=name) for name, suite in config.evaluation.suites.items()]
-    formats = [(policy, "none") for policy in policies]
-    formats += [
-        (final, quantizer) for quantizer in config.evaluation.quantizers if quantizer != "none"
+    # What each is compared with, and so diverges from: the base, or the unquantized weights.
+    variants = [(policy, UNQUANTIZED, "base") for policy in policies]
+    variants += [
+        (final, quantizer, final)
+        for quantizer in config.evaluation.quantizers
+        if quantizer != UNQUANTIZED
     ]
     return [
-        (policy, Request(policies[policy], q, suite)) for policy, q in formats for suite in suites
+        (policy, Request(policies[policy], quantizer, suite, policies[reference]))
+        for policy, quantizer, reference in variants
+        for suite in suites
     ]
 
 
@@ -211,7 +217,9 @@ def preflight(config: Align, plan: Plan) -> None:
     for job in plan.jobs:
         _check_batch(job, config, plan.data[job.stage].manifest["examples"])
     for policy, request in plan.evaluations:
-        check_request(request if policy == "base" else replace(request, model=config.model))
+        # Policies that training will make have no files yet.
+        later = replace(request, model=config.model, reference=None)
+        check_request(request if policy == "base" else later)
     _check_disk(config, plan)
 
 

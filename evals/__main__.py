@@ -16,7 +16,9 @@ def main(config: Evals, overrides: list[str]) -> float | None:
 
     del overrides
     root = Path(config.paths.root)
-    request = Request(config.model, config.quant, config.suite)
+    request = Request(
+        config.model, config.quant, config.suite, config.reference, config.reference_quant
+    )
     check_request(request)
     quiet()
     result = next(evaluate([request], root))

@@ -28,12 +28,35 @@ def records(
             "answer": (answer := _answer(row)),
             **(_picked(group.tasks[name], row) if kind == "multiple_choice" else {}),
             **_generated(row, kind, answer),
-            "metrics": {
-                label_of(metric, row["filter"]): float(row[metric])
-                for metric in row["metrics"]
-                if is_number(row[metric])
-            },
+            **_values(group.tasks[name], row),
         }
+
+
+# lm-eval's aggregations of a value and its weight for each document → how `EvalResult` forms them again.
+WEIGHTED = {
+    "perplexity": "perplexity",
+    "weighted_perplexity": "perplexity",
+    "bits_per_byte": "bits_per_byte",
+}
+
+
+def _values(task: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """What the document adds to each metric; see `evals.results.Sample`."""
+    aggregations = task.aggregation()
+    metrics: dict[str, float] = {}
+    weighted: dict[str, list[Any]] = {}
+    for metric in row["metrics"]:
+        value, label = row[metric], label_of(metric, row["filter"])
+        scale = WEIGHTED.get(getattr(aggregations.get(metric), "__name__", ""))
+        if scale is not None:
+            pair = value if isinstance(value, tuple | list) else (value, 1)
+            weighted[label] = [float(pair[0]), float(pair[1]), scale]
+        elif is_number(value):
+            metrics[label] = float(value)
+        elif isinstance(value, list) and value and all(map(is_number, value)):
+            # IFEval's instructions: the score is the mean over those of all documents.
+            weighted[label] = [float(sum(value)), float(len(value)), "mean"]
+    return {"metrics": metrics} | ({"weighted": weighted} if weighted else {})
 
 
 def _picked(task: Any, row: dict[str, Any]) -> dict[str, Any]:

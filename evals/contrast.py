@@ -8,7 +8,7 @@ with another training run.
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,12 +175,12 @@ def _compare(
     assert isinstance(baseline, EvalResult)
     assert isinstance(candidate, EvalResult)
     try:
-        deltas = compare(baseline, candidate, margin)
+        deltas = compare(baseline, candidate, margin, run.family, run.margins)
     except UserError as error:
         return str(error)
     except (OSError, ValueError, KeyError) as error:
         return f"the samples of {before} and {after} cannot be paired: {_without_folder(error)}"
-    return deltas + list(_unpaired(baseline, candidate, deltas))
+    return deltas
 
 
 def _without_folder(error: Exception) -> str:
@@ -188,31 +188,6 @@ def _without_folder(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.strerror}: {Path(str(error.filename)).name}"
     return str(error)
-
-
-def _unpaired(baseline: EvalResult, candidate: EvalResult, deltas: list[Delta]) -> Iterator[Delta]:
-    """The metrics that `compare` leaves out, without a difference: their absence must be seen."""
-    known = {(delta.task, delta.metric) for delta in deltas}
-    others = {(score.task, score.metric): score.value for score in candidate.scores}
-    for score in baseline.scores:
-        if (score.task, score.metric) not in known:
-            yield Delta(
-                task=score.task,
-                metric=score.metric,
-                baseline=score.value,
-                candidate=others.get((score.task, score.metric), math.nan),
-                difference=math.nan,
-                stderr=math.nan,
-                ci_low=math.nan,
-                ci_high=math.nan,
-                p=math.nan,
-                p_adjusted=math.nan,
-                flips=math.nan,
-                n=score.n,
-                higher_is_better=score.higher_is_better,
-                is_main=score.is_main,
-                verdict="",
-            )
 
 
 def _seed_change(found: dict[str, list[Delta] | str], suites: Sequence[str]) -> Change:
@@ -285,7 +260,7 @@ def _over_seeds(changes: Sequence[Change], reasons: Iterable[str]) -> Change:
 def _judged(change: Change, margin: float, role: str, higher_is_better: bool = True) -> Change:
     judged = verdict(change.ci_low, change.ci_high, margin, role, higher_is_better)
     if judged == "inconclusive" and change.ci_low == change.ci_high == 0:
-        judged = "unchanged"  # every document kept its value: nothing is left in doubt
+        judged = "unchanged"  # the same output on every document: nothing is left in doubt
     return dataclasses.replace(change, verdict=judged)
 
 

@@ -1,5 +1,6 @@
 """The only door to lm-eval: load a suite's tasks, score a model on them, give records."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -16,7 +17,8 @@ from conf.schema import Suite, TaskSource
 from evals import offline
 from evals.answers import is_number, label_of, records
 from evals.results import Score
-from reward.store import content_key
+from evals.run import Measured, Subject
+from reward.store import canonical, content_key
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 
@@ -200,16 +202,29 @@ def config_of(task: Any) -> dict[str, Any]:
     return dict(json.loads(re.sub(r" at 0x[0-9a-f]+", "", text)))
 
 
+_LOADED: dict[str, list[Group]] = {}  # by suite: loading tasks costs as much as scoring them
+
+
+def measure(subject: Subject, out: Path) -> Measured:
+    """Score a model on lm-eval tasks; see `evals.run.KINDS`.
+
+    Writes one JSONL a task into `out`, a row a document (and answer filter), see `evals.answers.records`.
+    """
+    suite = subject.request.suite
+    key = canonical(dataclasses.asdict(suite))
+    if key not in _LOADED:
+        _LOADED[key] = load_groups(suite)
+    groups = _LOADED[key]
+    model, tokenizer = subject.open()
+    found = settings(suite, groups, tokenizer, subject.request.model.dtype.value, model.device.type)
+    scores, samples = score(model, tokenizer, suite, groups, out)
+    return Measured(found, scores, samples)
+
+
 def score(
     model: Any, tokenizer: Any, suite: Suite, groups: list[Group], out: Path
 ) -> tuple[list[Score], dict[str, str]]:
-    """Score an opened model on loaded groups.
-
-    Writes one JSONL a group into `out`, a row a document (and answer filter), see `evals.answers.records`.
-
-    Returns:
-        The scores, and the name of each group's sample file.
-    """
+    """Score an opened model on loaded groups: the scores, and the name of each group's sample file."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 

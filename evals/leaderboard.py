@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from conf.entry import UserError
 from evals.contrast import Change, Contrast, contrast, is_share, joined, spread_of
-from evals.results import EvalResult, Score
-from evals.runs import UNQUANTIZED, Run, Variant, load_runs
+from evals.results import UNQUANTIZED, EvalResult, Score
+from evals.runs import Run, Variant, load_runs
 
 
 @dataclass(frozen=True)

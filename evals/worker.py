@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conf.entry import plainly
-from conf.schema import Dtype, Model, Role, Suite, TaskSource
+from conf.entry import built, plain, plainly
+from conf.schema import Model, Suite
 from evals.models import quiet
 from evals.run import Request, evaluate
 from reward.store import read_json
@@ -13,24 +13,20 @@ from reward.store import read_json
 
 def request_to_json(request: Request, cache: Path) -> dict[str, Any]:
     """A request as JSON, its key pinned; `request_from_json` reads it."""
-    import dataclasses
-
-    def plain(value: Any) -> dict[str, Any]:
-        return {k: getattr(v, "value", v) for k, v in dataclasses.asdict(value).items()}
-
-    return {
-        "model": plain(request.model),
-        "quantizer": request.quantizer,
-        "suite": plain(request.suite),
-        "pinned": request.key(cache),
-    }
+    return dict(plain(request) | {"pinned": request.key(cache)})
 
 
 def request_from_json(value: dict[str, Any]) -> Request:
     """The request that `request_to_json` wrote."""
-    model = Model(**value["model"] | {"dtype": Dtype(value["model"]["dtype"])})
-    enums = {"role": Role(value["suite"]["role"]), "source": TaskSource(value["suite"]["source"])}
-    return Request(model, value["quantizer"], Suite(**value["suite"] | enums), value["pinned"])
+    reference = value["reference"]
+    return Request(
+        **value
+        | {
+            "model": built(Model, value["model"]),
+            "suite": built(Suite, value["suite"]),
+            "reference": reference and built(Model, reference),
+        }
+    )
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def test_records_and_cache(
     record = json.loads((result.folder / "results.json").read_text())
     assert record["settings"]["softmax_dtype"] == "float32"
     assert record["settings"]["chat_template"]
-    monkeypatch.setattr("evals.run._Evaluator.run", lambda *_: pytest.fail("evaluated again"))
+    monkeypatch.setattr("evals.run._measure_all", lambda *_: pytest.fail("evaluated again"))
     assert one(tiny_model, json_suite(), tmp_path) == result
 
 
