@@ -35,15 +35,17 @@ def bootstrap_means(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-def sign_flips(deltas: np.ndarray) -> np.ndarray:
+def sign_flips(deltas: np.ndarray, draws: int | None = None) -> np.ndarray:
     """Two-sided p-values of sums against those under random signs (Fisher 1935).
 
-    All 2ⁿ signs are taken where at most 13 rows differ from zero. Else 10,000 are drawn, the same
-    for every column, and the identity counts as one, so that p is never zero (Phipson and Smyth
+    All 2ⁿ signs are taken where at most 13 rows differ from zero. Else they are drawn, the same for
+    every column, and the identity counts as one, so that p is never zero (Phipson and Smyth
     2010).
 
     Args:
         deltas: paired differences (of clusters: their sums), a column a comparison; shape (n, P).
+        draws: how many signs; default: 10,000, and more for over 100 columns, since the p-values
+            that Holm's correction asks for are smaller.
 
     Returns:
         p of each column; shape (P,).
@@ -56,7 +58,7 @@ def sign_flips(deltas: np.ndarray) -> np.ndarray:
         bits = (np.arange(1 << count)[:, None] >> np.arange(count)) & 1
         return np.asarray((np.abs(2 * (bits @ deltas) - total) >= least).mean(axis=0))
     rng = np.random.default_rng(0)
-    draws = max(_FLIPS, 100 * columns)  # Holm asks for smaller p-values the more columns there are
+    draws = draws or max(_FLIPS, 100 * columns)
     hits = np.zeros(columns)
     rows = max(1, _CHUNK // count)
     for start in range(0, draws, rows):

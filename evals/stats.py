@@ -78,32 +78,44 @@ def paired(
     count = sums.size if sums.size < delta.size else None
     if is_identical:
         return Paired(0.0, 0.0, 0.0, 0.0, 1.0, 0.0, delta.size, count, 0.0, 0.0, 0.0)
-    is_binary = span is None and bool(np.isin(base, (0, 1)).all() and np.isin(cand, (0, 1)).all())
-    if span is None:
-        both = np.concatenate([base, cand])
-        span = 1.0 if both.min() >= 0 and both.max() <= 1 else 0.0
-    estimate = (
-        _proportions(delta, sums, sizes, confidence)
-        if is_binary
-        else _mean(sums, sizes)
-        if delta.any()
-        else _unchanged(sums.size, span, confidence)
-    )
-    if is_binary and count is None:
-        p = mcnemar(int((delta < 0).sum()), int((delta > 0).sum()))
-    else:
-        p = float(sign_flips(sums[:, None])[0])
+    is_exact = span is None and count is None and _is_binary(base, cand)
+    lost, won = int((delta < 0).sum()), int((delta > 0).sum())
+    found = estimate(base, cand, confidence, clusters, span)
     return Paired(
         float(delta.mean()),
         stderr(sums, sizes),
-        *estimate.interval(confidence),
-        p,
+        *found.interval(confidence),
+        mcnemar(lost, won) if is_exact else permutation(sums),
         float((delta != 0).mean()),
         delta.size,
         count,
-        estimate.detectable(),
+        found.detectable(),
         *(bootstrap(sums, sizes, confidence) if sums.size > 1 else (math.nan, math.nan)),
     )
+
+
+def estimate(
+    base: np.ndarray,
+    cand: np.ndarray,
+    confidence: float = 0.95,
+    clusters: Clusters | None = None,
+    span: float | None = None,
+) -> "Estimate":
+    """What the interval of `paired` is made from."""
+    delta = cand - base
+    sums, sizes = by_cluster(delta, clusters)
+    if span is None and _is_binary(base, cand):
+        return _proportions(delta, sums, sizes, confidence)
+    if delta.any():
+        return Estimate(float(delta.mean()), stderr(sums, sizes), sums.size - 1)
+    if span is None:
+        both = np.concatenate([base, cand])
+        span = 1.0 if both.min() >= 0 and both.max() <= 1 else 0.0
+    return _unchanged(sums.size, span, confidence)
+
+
+def _is_binary(base: np.ndarray, cand: np.ndarray) -> bool:
+    return all(bool(((side == 0) | (side == 1)).all()) for side in (base, cand))
 
 
 def by_cluster(values: np.ndarray, clusters: Clusters | None) -> tuple[np.ndarray, np.ndarray]:
@@ -143,15 +155,16 @@ def stderr(sums: np.ndarray, sizes: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class _Estimate:
-    """A centre and its error on a scale where Student's t (normal when `freedom` is ∞) applies."""
+class Estimate:
+    """A centre and its error, on a scale where Student's t (normal when `freedom` is ∞) applies."""
 
     centre: float
     error: float
     freedom: float
     limit: float = math.inf  # of the absolute difference
 
-    def interval(self, confidence: float) -> tuple[float, float]:
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """The two ends."""
         half = self.error * self._quantile(0.5 + confidence / 2)
         return max(-self.limit, self.centre - half), min(self.limit, self.centre + half)
 
@@ -170,21 +183,17 @@ class _Estimate:
         )
 
 
-def _mean(sums: np.ndarray, sizes: np.ndarray) -> _Estimate:
-    return _Estimate(float(sums.sum() / sizes.sum()), stderr(sums, sizes), sums.size - 1)
-
-
-def _unchanged(count: int, span: float, confidence: float) -> _Estimate:
+def _unchanged(count: int, span: float, confidence: float) -> Estimate:
     """No document differs: the share that would is below 1 − (α/2)^(1/G), its exact binomial bound (Clopper and
     Pearson 1934; the "rule of three"), and each by `span` at most.
     """
     bound = span * (1 - (0.5 - confidence / 2) ** (1 / count))
-    return _Estimate(0.0, bound / float(stats.norm.ppf(0.5 + confidence / 2)), math.inf, span)
+    return Estimate(0.0, bound / float(stats.norm.ppf(0.5 + confidence / 2)), math.inf, span)
 
 
 def _proportions(
     delta: np.ndarray, sums: np.ndarray, sizes: np.ndarray, confidence: float
-) -> _Estimate:
+) -> Estimate:
     """The difference of paired proportions: Bonett and Price 2012, "Adjusted Wald confidence interval for a difference
     of binomial proportions based on paired data": one is added to the documents lost and to those won, so that few
     flips, or none, do not pass for certainty.
@@ -194,7 +203,7 @@ def _proportions(
     """
     n, count = delta.size, sums.size
     if count < 2:
-        return _Estimate(float(delta.mean()), math.nan, 0)
+        return Estimate(float(delta.mean()), math.nan, 0)
     size = float(n)
     if count < n:
         robust, plain = stderr(sums, sizes), stderr(delta, np.ones(n))
@@ -204,7 +213,7 @@ def _proportions(
     lost, won = (size * float(share) + 1 for share in ((delta < 0).mean(), (delta > 0).mean()))
     difference = (won - lost) / (size + 2)
     variance = ((won + lost) / (size + 2) - difference**2) / (size + 2)
-    return _Estimate(difference, math.sqrt(variance), math.inf, 1.0)
+    return Estimate(difference, math.sqrt(variance), math.inf, 1.0)
 
 
 def documents_needed(mde: float, n: int, margin: float) -> int | None:
