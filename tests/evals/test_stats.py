@@ -97,7 +97,7 @@ def test_a_clustered_error_by_hand() -> None:
         if g == h
     )
     assert found.stderr**2 == pytest.approx(within / 36 * 3 / 2)
-    # Signs of clusters, sums 4, −2, 4: of the 8 flips only (+ + +) ... |sum| ≥ 6 in 4: ±(4 − 2 + 4), ±(4 + 2 + 4)
+    # The clusters sum to 4, −2 and 4, in all 6. Of 8 flips, |±4 ± 2 ± 4| ≥ 6 where the fours agree: 4.
     assert found.p == 0.5
 
 
