@@ -302,7 +302,7 @@ def _summary(results: dict[tuple[str, str, str], EvalResult], config: Align, fin
     for suite in config.evaluation.suites:
         baseline, candidate = results["base", "none", suite], results[final, "none", suite]
         judging = config.evaluation
-        for delta in compare(baseline, candidate, judging.margin, judging.family, judging.margins):
+        for delta in compare(baseline, candidate, judging.margin, margins=judging.margins):
             if delta.is_main:
                 lines.append(
                     f"{delta.task:20} {delta.metric:11} "

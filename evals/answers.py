@@ -1,8 +1,10 @@
 """What is kept of each scored document, made from lm-eval's own samples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from evals.clusters import cluster_of
 from reward.store import content_key
 
 if TYPE_CHECKING:
@@ -10,18 +12,26 @@ if TYPE_CHECKING:
 
 
 def records(
-    group: "Group", rows: list[dict[str, Any]], chats: dict[str, Any]
+    group: "Group",
+    rows: list[dict[str, Any]],
+    chats: dict[str, Any],
+    clusters: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[dict[str, Any]]:
-    """What is kept of each document: id, hash, prompt, target, answer, metrics, and what `evals.mine` needs."""
+    """What is kept of each document: id, hash, prompt, target, answer, metrics, and what `evals.mine` needs.
+
+    `clusters` are the suite's own; a row has a `cluster` only where others may share it.
+    """
     per_filter = len(rows) // group.size  # a task with several answer filters has a row for each
     names = [name for name in group.tasks for _ in range(per_filter * len(group.documents[name]))]
     for name, row in zip(names, rows, strict=True):
         prompt = str(row["arguments"][0][0])
         kind = str(group.tasks[name].OUTPUT_TYPE)
+        cluster = cluster_of(name, row["doc"], clusters, group.name)
         yield {
             "doc_id": row["doc_id"] if len(group.tasks) == 1 else f"{name}/{row['doc_id']}",
             "doc_hash": content_key([row["doc_hash"], row["prompt_hash"], row["target_hash"]]),
             "kind": kind,
+            **({"cluster": cluster} if cluster else {}),
             "prompt": prompt,
             **({"messages": chats[prompt]} if prompt in chats else {}),
             "target": str(row["target"]),

@@ -6,15 +6,27 @@ with another training run.
 """
 
 import dataclasses
+import functools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from conf.entry import UserError
 from evals import stats
-from evals.results import Delta, EvalResult, compare, verdict
+from evals.pairing import Pairing, common
+from evals.results import (
+    Delta,
+    EvalResult,
+    delta_of,
+    in_family,
+    judged,
+    margin_of,
+    pair_all,
+    verdict,
+)
 from evals.runs import Run, Variant
 
 # Metrics that have no upper bound, yet whose mean may happen to lie between 0 and 1.
@@ -25,10 +37,12 @@ _UNBOUNDED = ("bits", "length", "loglikelihood", "logprob", "loss", "nll", "perp
 class Change:
     """A paired difference with its 95 % interval, averaged over seeds, or why there is none.
 
-    The interval is the sampling error alone. It is the average of the seeds' intervals: all seeds
-    answer the same documents, so their errors are not independent, and more seeds do not narrow it
-    (an upper bound, reached when the errors are fully correlated). `spread` is the standard
-    deviation between seeds, NaN with one seed.
+    The interval and `stderr` are the sampling error alone, given these very seeds: a document's
+    answers under all seeds are averaged first, because all seeds answer the same documents.
+    `spread` is what was observed between seeds; `seed_sd` the part of it that is due to training,
+    without the noise of finitely many documents; `total_error` the standard deviation of what one
+    more training run shows on other documents. These three are NaN with one seed; see
+    `evals.stats.SeedEffects`.
     """
 
     difference: float = math.nan
@@ -40,6 +54,9 @@ class Change:
     verdict: str = ""
     is_share: bool = True  # in [0, 1], to be shown in percentage points
     note: str = ""  # what the number leaves out, or why there is none
+    stderr: float = math.nan
+    seed_sd: float = math.nan
+    total_error: float = math.nan
 
     @property
     def is_missing(self) -> bool:
@@ -64,15 +81,21 @@ class Row:
     baseline: float = math.nan
     candidate: float = math.nan
     flips: float = math.nan
-    p: float = math.nan  # the largest over seeds
-    p_adjusted: float = math.nan  # the largest over seeds
+    p: float = math.nan  # of the mean over seeds
+    p_adjusted: float = math.nan  # Holm's within the run's family; NaN outside it
+    mde: float = math.nan  # smallest true difference that would be found with 80 % power
+    clusters: int | None = None  # None when every document stands alone
+    bootstrap_low: float = math.nan
+    bootstrap_high: float = math.nan
+    missing: int = 0  # documents without a value on a side, left out
 
 
 @dataclass(frozen=True)
 class Contrast:
     """Two variants compared on every suite.
 
-    `found` has one entry per seed: for each suite its deltas, or why there are none.
+    `found` has one entry per seed: for each suite its deltas, or why there are none. `pairings` has
+    the documents behind the deltas, in the same order.
     """
 
     before: Variant
@@ -80,15 +103,29 @@ class Contrast:
     margin: float
     roles: dict[str, str]
     found: list[dict[str, list[Delta] | str]]
+    pairings: list[dict[str, list[Pairing]]] = field(default_factory=list, repr=False)
+    family: Sequence[str] = ()
+    margins: Mapping[str, float] = field(default_factory=dict)
 
     def rows(self, role: str | None = None, main_only: bool = False) -> list[Row]:
         """The rows of the suites of a role, or of all suites."""
         return [
-            row
-            for suite, its_role in self.roles.items()
-            if role in (None, its_role)
-            for row in self._suite_rows(suite, its_role)
-            if row.is_main or not main_only
+            row for row in self._rows if role in (None, row.role) and (row.is_main or not main_only)
+        ]
+
+    @functools.cached_property
+    def _rows(self) -> list[Row]:
+        """All rows; Holm's correction is over the declared family, or else over each suite's main metrics."""
+        by_suite = [self._suite_rows(suite, role) for suite, role in self.roles.items()]
+        if self.family:
+            return self._adjusted([row for rows in by_suite for row in rows])
+        return [row for rows in by_suite for row in self._adjusted(rows)]
+
+    def _adjusted(self, rows: list[Row]) -> list[Row]:
+        p_values = [row.p if in_family(row, self.family) else math.nan for row in rows]
+        return [
+            dataclasses.replace(row, p_adjusted=p)
+            for row, p in zip(rows, stats.holm(p_values), strict=True)
         ]
 
     def average(self, role: str) -> Change:
@@ -99,11 +136,27 @@ class Contrast:
         if role not in self.roles.values():
             return Change(note=f"no {role} suite was measured")
         each = self.by_seed(role)
-        changes = [change for change in each if not change.is_missing]
-        mean = _over_seeds(changes, (change.note for change in each if change.is_missing))
-        if mean.is_missing or role != "gain":
+        reasons = [change.note for change in each if change.is_missing]
+        seeds = [number for number, change in enumerate(each) if not change.is_missing]
+        if not seeds:
+            return Change(note=joined(reasons))
+        mean = _with_reasons(self._mean_over([each[seed] for seed in seeds], seeds, role), reasons)
+        if role != "gain":
             return mean  # one verdict over all retention tasks would hide a forgotten one
         return _judged(mean, self.margin, role)
+
+    def _mean_over(self, each: list[Change], seeds: list[int], role: str) -> Change:
+        """The seeds' averages as one, with the documents of all."""
+        if len(each) == 1:
+            return each[0]
+        suites = [suite for suite, its_role in self.roles.items() if its_role == role]
+        by_seed = [
+            _averaged([one for suite in suites for one in self.pairings[seed][suite]])
+            for seed in seeds
+        ]
+        by_task = [list(task) for task in zip(*by_seed, strict=True)]
+        change = _combined([delta_of(task) for task in by_task], each[0].note)
+        return _with_seeds(change, by_task)
 
     def by_seed(self, role: str) -> list[Change]:
         """What `average` averages: one change a seed, in the order of the runs."""
@@ -115,58 +168,56 @@ class Contrast:
         measured = [found for seed in self.found if not isinstance(found := seed[suite], str)]
         if not measured:
             return [Row(suite, role, Change(note=joined(reasons)))]
-        keys = dict.fromkeys((delta.task, delta.metric) for deltas in measured for delta in deltas)
+        by_metric: dict[tuple[str, str], list[Pairing]] = {}
+        for seed in self.pairings:
+            for one in seed.get(suite, []):
+                by_metric.setdefault((one.score.task, one.score.metric), []).append(one)
+        alone = {(d.task, d.metric): d for d in measured[0]} if len(measured) == 1 else {}
         return [
-            self._row(
-                suite,
-                role,
-                [d for ds in measured for d in ds if (d.task, d.metric) == key],
-                reasons,
-            )
-            for key in keys
+            self._row(suite, role, alone.get(key) or delta_of(pairings), pairings, reasons)
+            for key, pairings in by_metric.items()
         ]
 
-    def _row(self, suite: str, role: str, deltas: list[Delta], reasons: list[str]) -> Row:
-        first = deltas[0]
-        row = Row(
-            suite,
-            role,
-            Change(note=_UNPAIRED, is_share=_is_share(first)),
-            task=first.task,
-            metric=first.metric,
-            is_main=first.is_main,
-            higher_is_better=first.higher_is_better,
-            baseline=statistics.fmean(delta.baseline for delta in deltas),
-            candidate=statistics.fmean(delta.candidate for delta in deltas),
-        )
-        paired = [delta for delta in deltas if not math.isnan(delta.difference)]
-        if not paired:
-            return row
-        mean = _over_seeds([_change(delta) for delta in paired], reasons)
-        return dataclasses.replace(
-            row,
-            change=_judged(mean, self.margin, role, first.higher_is_better),
-            flips=statistics.fmean(delta.flips for delta in paired),
-            p=max(delta.p for delta in paired),
-            p_adjusted=max(delta.p_adjusted for delta in paired),
-        )
-
-
-_UNPAIRED = "cannot be paired: the metric is not a mean over the documents"
+    def _row(
+        self, suite: str, role: str, delta: Delta, pairings: list[Pairing], reasons: list[str]
+    ) -> Row:
+        usable = [pairing for pairing in pairings if pairing.documents]
+        change = Change(note=delta.note, is_share=_is_share(delta))
+        if usable:
+            gaps = [delta.note] if delta.note else []
+            change = _with_seeds(_change(delta), [usable])
+            change = _with_reasons(dataclasses.replace(change, note="; ".join(gaps)), reasons)
+            margin = margin_of(delta, self.margin, self.margins)
+            change = _judged(change, margin, role, delta.higher_is_better)
+        shared = {item.name for item in dataclasses.fields(Row)} & vars(delta).keys()
+        return Row(suite, role, change, **{name: getattr(delta, name) for name in shared})
 
 
 def contrast(runs: Sequence[Run], before: Variant, after: Variant, margin: float) -> Contrast:
     """Compare two variants on every suite, within each seed."""
     roles = {suite: role for suite in runs[0].suites if (role := runs[0].role(suite))}
-    found = [
-        {suite: _compare(run, before, after, suite, margin) for suite in roles} for run in runs
-    ]
-    return Contrast(before, after, margin, roles, found)
+    found: list[dict[str, list[Delta] | str]] = []
+    pairings: list[dict[str, list[Pairing]]] = []
+    for run in runs:
+        paired = {suite: _pairings(run, before, after, suite) for suite in roles}
+        pairings.append(
+            {suite: ones for suite, ones in paired.items() if not isinstance(ones, str)}
+        )
+        found.append(
+            {
+                suite: ones
+                if isinstance(ones, str)
+                else judged(
+                    [delta_of([one]) for one in ones], roles[suite], margin, (), run.margins
+                )
+                for suite, ones in paired.items()
+            }
+        )
+    first = runs[0]
+    return Contrast(before, after, margin, roles, found, pairings, first.family, first.margins)
 
 
-def _compare(
-    run: Run, before: Variant, after: Variant, suite: str, margin: float
-) -> list[Delta] | str:
+def _pairings(run: Run, before: Variant, after: Variant, suite: str) -> list[Pairing] | str:
     # The candidate comes first: a skipped quantizer is the better reason than an unmeasured base.
     candidate, baseline = run.result(after, suite), run.result(before, suite)
     for result in (candidate, baseline):
@@ -175,19 +226,9 @@ def _compare(
     assert isinstance(baseline, EvalResult)
     assert isinstance(candidate, EvalResult)
     try:
-        deltas = compare(baseline, candidate, margin, run.family, run.margins)
+        return pair_all(baseline, candidate)
     except UserError as error:
         return str(error)
-    except (OSError, ValueError, KeyError) as error:
-        return f"the samples of {before} and {after} cannot be paired: {_without_folder(error)}"
-    return deltas
-
-
-def _without_folder(error: Exception) -> str:
-    """An error's message without the place of the records, on which the page must not depend."""
-    if isinstance(error, OSError):
-        return f"{error.strerror}: {Path(str(error.filename)).name}"
-    return str(error)
 
 
 def _seed_change(found: dict[str, list[Delta] | str], suites: Sequence[str]) -> Change:
@@ -210,23 +251,37 @@ def _improvement(suites: Sequence[list[Delta]]) -> Change:
         UserError: when a main metric has no difference, or no two of them share a unit.
     """
     mains = [delta for deltas in suites for delta in deltas if delta.is_main]
-    if unpaired := [delta.task for delta in mains if math.isnan(delta.difference)]:
-        raise UserError(f"{', '.join(unpaired)} {_UNPAIRED}")
+    if unpaired := [delta for delta in mains if math.isnan(delta.difference)]:
+        raise UserError("; ".join(f"{delta.task} {delta.note}" for delta in unpaired))
     if not mains:
         raise UserError("no task has a main metric")
-    if len(mains) == 1:
-        return _change(mains[0], oriented=True)
-    shares = [delta for delta in mains if _is_share(delta)]
-    if not shares:
+    kept = [delta for delta in mains if len(mains) == 1 or _is_share(delta)]
+    if not kept:
         raise UserError("the main metrics have no common unit to average")
-    left_out = [delta.task for delta in mains if not _is_share(delta)]
-    signs = [1 if delta.higher_is_better else -1 for delta in shares]
-    mean, low, high = stats.macro(
-        [sign * delta.difference for sign, delta in zip(signs, shares, strict=True)],
-        [delta.stderr for delta in shares],
+    left_out = [delta.task for delta in mains if delta not in kept]
+    return _combined(
+        kept, f"without {', '.join(left_out)}, which has another unit" if left_out else ""
     )
-    note = f"without {', '.join(left_out)}, which has another unit" if left_out else ""
-    return Change(mean, low, high, n=sum(delta.n for delta in shares), note=note)
+
+
+def _averaged(pairings: Sequence[Pairing]) -> list[Pairing]:
+    """Those whose deltas `_improvement` averages."""
+    mains = [one for one in pairings if one.score.is_main]
+    return [
+        one
+        for one in mains
+        if len(mains) == 1 or is_share(one.score.metric, one.score.value, one.candidate)
+    ]
+
+
+def _combined(deltas: Sequence[Delta], note: str) -> Change:
+    """The mean of tasks, turned so that + is better."""
+    each = [_change(delta, oriented=True) for delta in deltas]
+    if len(each) == 1:
+        return dataclasses.replace(each[0], note=note)
+    mean, low, high = stats.macro([(one.difference, one.ci_low, one.ci_high) for one in each])
+    error = math.hypot(*(one.stderr for one in each)) / len(each)
+    return Change(mean, low, high, n=sum(one.n for one in each), note=note, stderr=error)
 
 
 def _change(delta: Delta, oriented: bool = False) -> Change:
@@ -234,34 +289,47 @@ def _change(delta: Delta, oriented: bool = False) -> Change:
     low, high, difference = delta.ci_low, delta.ci_high, delta.difference
     if oriented and not delta.higher_is_better:
         low, high, difference = -high, -low, -difference
-    return Change(difference, low, high, n=delta.n, is_share=_is_share(delta))
-
-
-def _over_seeds(changes: Sequence[Change], reasons: Iterable[str]) -> Change:
-    """Average the seeds' changes; the reasons of the seeds without one become the note."""
-    missing = joined(reasons)
-    if not changes:
-        return Change(note=missing)
-    notes = [changes[0].note] if changes[0].note else []
-    if missing:
-        notes.append(f"{len(changes)} seed(s) only, because {missing}")
     return Change(
-        difference=statistics.fmean(change.difference for change in changes),
-        ci_low=statistics.fmean(change.ci_low for change in changes),
-        ci_high=statistics.fmean(change.ci_high for change in changes),
-        spread=spread_of([change.difference for change in changes]),
-        seeds=len(changes),
-        n=changes[0].n,
-        is_share=changes[0].is_share,
-        note="; ".join(notes),
+        difference, low, high, seeds=1, n=delta.n, is_share=_is_share(delta), stderr=delta.stderr
     )
 
 
+def _with_seeds(change: Change, by_task: Sequence[Sequence[Pairing]]) -> Change:
+    """Adds what the seeds show beside the sampling error; `by_task` has each task's pairings, one a seed."""
+    seeds = len(by_task[0])
+    tables, clusters = [], []
+    for pairings in by_task:
+        documents = common(pairings)
+        if seeds == 1 or not documents:
+            return dataclasses.replace(change, seeds=seeds)
+        sign = 1 if pairings[0].score.higher_is_better else -1
+        tables.append(np.stack([sign * one.at(documents)[0] for one in pairings]))
+        clusters.append(pairings[0].at(documents)[1])
+    effects = stats.seed_effects(tables, clusters)
+    return dataclasses.replace(
+        change,
+        seeds=seeds,
+        spread=effects.observed_sd,
+        seed_sd=effects.training_sd,
+        total_error=effects.total_error,
+    )
+
+
+def _with_reasons(change: Change, reasons: Sequence[str]) -> Change:
+    """Adds why some seeds have no number."""
+    if not reasons:
+        return change
+    notes = [change.note] if change.note else []
+    notes.append(f"{change.seeds} seed(s) only, because {joined(reasons)}")
+    return dataclasses.replace(change, note="; ".join(notes))
+
+
 def _judged(change: Change, margin: float, role: str, higher_is_better: bool = True) -> Change:
-    judged = verdict(change.ci_low, change.ci_high, margin, role, higher_is_better)
-    if judged == "inconclusive" and change.ci_low == change.ci_high == 0:
-        judged = "unchanged"  # the same output on every document: nothing is left in doubt
-    return dataclasses.replace(change, verdict=judged)
+    found = verdict(change.ci_low, change.ci_high, margin, role, higher_is_better)
+    if found == "inconclusive" and change.ci_low == change.ci_high == 0:
+        # The same output on every document: nothing is left in doubt, so "inconclusive" would mislead.
+        found = "unchanged"
+    return dataclasses.replace(change, verdict=found)
 
 
 def spread_of(values: Sequence[float]) -> float:

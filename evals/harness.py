@@ -14,7 +14,7 @@ from typing import Any
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
 from conf.schema import Suite, TaskSource
-from evals import offline
+from evals import clusters, offline
 from evals.answers import is_number, label_of, records
 from evals.results import Score
 from evals.run import Measured, Subject
@@ -177,6 +177,7 @@ def settings(
         "chat_template": content_key(template) if template else None,
         "system_instruction": suite.system_instruction,
         "gen_kwargs": suite.gen_kwargs,
+        "clusters": clusters.chosen(groups, suite.clusters),
         "tasks": {group.name: _task_settings(group) for group in groups},
     }
 
@@ -260,7 +261,7 @@ def score(
         rows = [row for name in group.tasks for row in outcome["samples"][name]]
         files[group.name] = f"samples_{group.name}.jsonl"
         with (out / files[group.name]).open("w", encoding="utf-8") as file:
-            for row in records(group, rows, chats):
+            for row in records(group, rows, chats, suite.clusters):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         scores += list(_scores(group, outcome, rows))
     return scores, files

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from conf.entry import UserError
 from evals.contrast import Change, Contrast, contrast, is_share, joined, spread_of
+from evals.ranking import paired_ranks
 from evals.results import UNQUANTIZED, EvalResult, Score
 from evals.runs import Run, Variant, load_runs
 
@@ -183,6 +184,7 @@ class Board:
 
     test: str
     entries: list[Ranked]
+    note: str = ""  # why the ranks are not from paired comparisons
 
     @property
     def quantizers(self) -> list[str]:
@@ -208,7 +210,7 @@ def boards(runs: Sequence[Run], margin: float | None = None) -> list[Board]:
     names = [_test_name(arms) for _, arms in ordered]
     return [
         # One task under two settings is two tests, which only the settings' hash tells apart.
-        Board(name if names.count(name) == 1 else f"{name} ({_settings(test)})", ranked(arms))
+        Board(name if names.count(name) == 1 else f"{name} ({_settings(test)})", *_ranked(arms))
         for name, (test, arms) in zip(names, ordered, strict=True)
     ]
 
@@ -266,19 +268,31 @@ def _test_name(arms: Sequence[Arm]) -> str:
 
 
 def ranked(arms: Sequence[Arm]) -> list[Ranked]:
-    """Arms by gain, each with every rank that its interval allows.
+    """Arms whose gain is known, best final policy first, each with every rank that it may have.
 
-    An arm is surely behind another when its whole interval lies below the other's. Overlapping
-    intervals leave the order open, so such arms share a range of ranks.
+    Final policies are compared on the same documents; see `evals.ranking.paired_ranks`. Where that
+    cannot be done, arms are ordered by gain, and one is behind another when its whole interval lies
+    below the other's; `Board.note` says so.
     """
+    return _ranked(arms)[0]
+
+
+def _ranked(arms: Sequence[Arm]) -> tuple[list[Ranked], str]:
     gains = sorted(((arm.average("gain"), arm) for arm in arms), key=lambda pair: pair[1].name)
     known = [pair for pair in gains if not pair[0].is_missing]
-    known.sort(key=lambda pair: -pair[0].difference)
-    ranges = rank_ranges([(gain.ci_low, gain.ci_high) for gain, _ in known])
-    return [
-        *(Ranked(_rank(*span), arm) for span, (_, arm) in zip(ranges, known, strict=True)),
+    found, note = [], ""
+    try:
+        found = paired_ranks([arm for _, arm in known]) if known else []
+    except UserError as error:
+        note = f"ranks are by overlap of intervals: {error}"
+        ranges = rank_ranges([(gain.ci_low, gain.ci_high) for gain, _ in known])
+        found = [(gain.difference, span) for (gain, _), span in zip(known, ranges, strict=True)]
+    order = sorted(range(len(known)), key=lambda number: -found[number][0])
+    entries = [
+        *(Ranked(_rank(*found[number][1]), known[number][1]) for number in order),
         *(Ranked("–", arm) for gain, arm in gains if gain.is_missing),
     ]
+    return entries, note
 
 
 def _rank(best: int, worst: int) -> str:

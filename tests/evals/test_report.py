@@ -155,13 +155,12 @@ def runs(tmp_path: Path) -> Path:
 
 def test_the_gain_is_the_paired_difference_worked_out_by_hand(runs: Path) -> None:
     (row,) = leaderboard_rows(runs)
-    # Differences: four times 1, four times 0. Their variance is 8·0.25/7, and the quantile of
-    # Student's t with 7 degrees of freedom at 0.975 is 2.364624 in any table.
-    half = 2.364624 * math.sqrt(8 * 0.25 / 7 / 8)
+    # Four of eight are won, none is lost. Bonett and Price add one to each: (5 − 1) / 10.
+    half = 1.959964 * math.sqrt((6 / 10 - 0.4**2) / 10)
     assert row["gain"] == pytest.approx(0.5)
-    assert row["gain_ci_low"] == pytest.approx(0.5 - half, abs=1e-6)
-    assert row["gain_ci_high"] == pytest.approx(0.5 + half, abs=1e-6)
-    assert row["gain_verdict"] == "better"
+    assert row["gain_ci_low"] == pytest.approx(0.4 - half, abs=1e-6)
+    assert row["gain_ci_high"] == pytest.approx(0.4 + half, abs=1e-6)
+    assert row["gain_verdict"] == "inconclusive"  # as exact McNemar says: p = 2 / 2⁴
     assert row["score"] == pytest.approx(0.75)
     assert row["rank"] == "1"
     assert row["gain_seed_sd"] is None
@@ -171,9 +170,10 @@ def test_the_retention_average_weighs_tasks_equally_and_counts_verdicts(runs: Pa
     (row,) = leaderboard_rows(runs)
     assert row["retention"] == pytest.approx((0.0 - 0.75) / 2)
     assert (row["retention_retained"], row["retention_forgotten"]) == (1, 1)
-    # The kept task has no error; the other's differences are six times −1 and twice 0.
-    half = 1.959964 * math.sqrt(8 * 0.75 * 0.25 / 7 / 8) / 2
-    assert row["retention_ci_low"] == pytest.approx(-0.375 - half, abs=1e-6)
+    # The kept task has no error. Of the other's eight, six are lost: (1 − 7) / 10 by Bonett and Price.
+    high = -0.6 + 1.959964 * math.sqrt((8 / 10 - 0.6**2) / 10)
+    assert row["retention_ci_high"] == pytest.approx(-0.375 + (high + 0.75) / 2, abs=1e-6)
+    assert row["retention_ci_low"] == pytest.approx(-0.5)  # nothing can lose more than all
 
 
 def test_a_wider_margin_forgives(runs: Path) -> None:
@@ -213,9 +213,13 @@ def test_seeds_are_averaged_and_their_spread_is_kept_apart(tmp_path: Path) -> No
     assert row["seeds"] == 2
     assert row["gain"] == pytest.approx((0.25 + 0.5) / 2)
     assert row["gain_seed_sd"] == pytest.approx(0.25 / math.sqrt(2))
-    # The same documents: the interval is the mean of the two, not narrower by √2.
-    halves = [2.364624 * math.sqrt(8 * share * (1 - share) / 7 / 8) for share in (0.25, 0.5)]
-    assert row["gain_ci_high"] - row["gain"] == pytest.approx(sum(halves) / 2, abs=1e-6)
+    # 16 answers to 8 documents: a document's answers are a cluster, with sums 2, 2, 1, 1, 0, 0, 0, 0.
+    robust = 8 / 7 * (2 * 1.25**2 + 2 * 0.25**2 + 4 * 0.75**2) / 16**2
+    plain = 0.375 * 0.625 / 15
+    size = 16 * plain / robust * (2.131450 / 2.364624) ** 2  # t of 15 and of 7 degrees of freedom
+    centre = 0.375 * size / (size + 2)
+    half = 1.959964 * math.sqrt(((0.375 * size + 2) / (size + 2) - centre**2) / (size + 2))
+    assert row["gain_ci_high"] == pytest.approx(centre + half, abs=1e-6)
     assert "seed sd 17.7" in page(tmp_path / "runs", tmp_path / "site")
 
 
