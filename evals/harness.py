@@ -231,7 +231,7 @@ def measure(subject: Subject, out: Path) -> Measured:
     """
     suite = subject.request.suite
     key = canonical(dataclasses.asdict(suite))
-    if key not in _LOADED:
+    if key not in _LOADED or suite.prompts:  # a file of prompts may have changed, and loads at once
         _LOADED[key] = load_groups(suite)
     groups = _LOADED[key]
     model, tokenizer = subject.open()

@@ -239,6 +239,24 @@ def test_metrics_need_generated_answers(
         one(tiny_model, suite, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("given", "gathered"),
+    [
+        (["suite.prompts.a.source=x", "suite.limit=1"], ["suite.limit=1", "++suite.prompts={a:{source:x}}"]),
+        (
+            ["+suite.prompts.a-b.source='x,y'", "suite.prompts.a-b.limit=3"],
+            ["++suite.prompts={a-b:{source:'x,y',limit:3}}"],
+        ),
+        (["evaluation.suites.s.texts.t.source=f=1"], ["++evaluation.suites.s.texts={t:{source:f=1}}"]),
+        (["model.path=prompts.a.b"], ["model.path=prompts.a.b"]),
+    ],
+)  # fmt: skip
+def test_keys_of_a_named_set_are_gathered(given: list[str], gathered: list[str]) -> None:
+    from conf.entry import _arguments
+
+    assert _arguments(given) == gathered
+
+
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "evals", *argv],
