@@ -25,6 +25,10 @@ CONF_DIR = Path(__file__).parent
 # `dpo.args.weight_decay=0.1` must work without Hydra's `+`: these dictionaries take any key of the delegate.
 _PASSTHROUGH = re.compile(r"^(?=[a-z_.0-9]+\.(?:args|gen_kwargs)\.)")
 
+# A set by a name of the user's, such as `suite.prompts.mine.source=FILE`: OmegaConf can make a typed entry of a
+# dictionary out of a whole value only.
+_NAMED = re.compile(r"^\+{0,2}([a-z_.0-9-]+\.(?:prompts|texts))\.([\w-]+)\.(\w+)=(.*)$", re.DOTALL)
+
 
 class UserError(Exception):
     """Something that the user can put right. Shown as one message, without a traceback."""
@@ -80,7 +84,21 @@ def _arguments(given: list[str]) -> list[str]:
     flags = [argument for argument in given if argument not in overrides]
     if "--info" in flags:  # its value is optional: what follows would be taken for it
         flags[flags.index("--info")] = "--info=all" if flags[-1] == "--info" else "--info"
-    return flags + [_PASSTHROUGH.sub("++", override) for override in overrides]
+    return flags + [_PASSTHROUGH.sub("++", override) for override in _gathered(overrides)]
+
+
+def _gathered(overrides: list[str]) -> list[str]:
+    """The overrides, those of one named set as one: `++suite.prompts={mine:{source:FILE,limit:9}}`."""
+    kept: list[str] = []
+    named: dict[tuple[str, str], list[str]] = {}
+    for override in overrides:
+        if found := _NAMED.match(override):
+            place, name, key, value = found.groups()
+            named.setdefault((place, name), []).append(f"{key}:{value}")
+        else:
+            kept.append(override)
+    sets = [f"++{place}={{{name}:{{{','.join(keys)}}}}}" for (place, name), keys in named.items()]
+    return kept + sets
 
 
 @contextlib.contextmanager

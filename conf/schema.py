@@ -214,6 +214,8 @@ class Suite:
     gen_kwargs: dict[str, Any] = field(default_factory=dict)
     # further metrics of generated answers, names in evals.metrics.METRICS
     metrics: list[str] = field(default_factory=list)
+    # metric perplexity: the model that reads the answers, as `model.path`; None: the one that gave them
+    perplexity_model: str | None = None
     # task → field of its documents that says which belong together, over evals.clusters.FIELDS
     clusters: dict[str, str] = field(default_factory=dict)
     max_length: int = 1024  # kind text: tokens of a window

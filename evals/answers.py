@@ -1,10 +1,11 @@
 """What is kept of each scored document, made from lm-eval's own samples."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from evals.clusters import cluster_of
+from evals.generated import Column, answer_of, row_values
 from reward.store import content_key
 
 if TYPE_CHECKING:
@@ -16,14 +17,16 @@ def records(
     rows: list[dict[str, Any]],
     chats: dict[str, Any],
     clusters: Mapping[str, str] = MappingProxyType({}),
+    further: Sequence[Column] = (),
 ) -> Iterator[dict[str, Any]]:
     """What is kept of each document: id, hash, prompt, target, answer, metrics, and what `evals.mine` needs.
 
-    `clusters` are the suite's own; a row has a `cluster` only where others may share it.
+    `clusters` are the suite's own; a row has a `cluster` only where others may share it. `further` are the metrics
+    beside lm-eval's own.
     """
     per_filter = len(rows) // group.size  # a task with several answer filters has a row for each
     names = [name for name in group.tasks for _ in range(per_filter * len(group.documents[name]))]
-    for name, row in zip(names, rows, strict=True):
+    for number, (name, row) in enumerate(zip(names, rows, strict=True)):
         prompt = str(row["arguments"][0][0])
         kind = str(group.tasks[name].OUTPUT_TYPE)
         cluster = cluster_of(name, row["doc"], clusters, group.name)
@@ -35,10 +38,10 @@ def records(
             "prompt": prompt,
             **({"messages": chats[prompt]} if prompt in chats else {}),
             "target": str(row["target"]),
-            "answer": (answer := _answer(row)),
+            "answer": (answer := _answer(row, kind)),
             **(_picked(group.tasks[name], row) if kind == "multiple_choice" else {}),
             **_generated(row, kind, answer),
-            **_values(group.tasks[name], row),
+            **_merged(values_of(group.tasks[name], row), row_values(further, number)),
         }
 
 
@@ -50,7 +53,12 @@ WEIGHTED = {
 }
 
 
-def _values(task: Any, row: dict[str, Any]) -> dict[str, Any]:
+def _merged(own: dict[str, Any], further: dict[str, Any]) -> dict[str, Any]:
+    merged = {key: own.get(key, {}) | further[key] for key in ("metrics", "weighted")}
+    return {key: values for key, values in merged.items() if values or key == "metrics"}
+
+
+def values_of(task: Any, row: dict[str, Any]) -> dict[str, Any]:
     """What the document adds to each metric; see `evals.results.Sample`."""
     aggregations = task.aggregation()
     metrics: dict[str, float] = {}
@@ -104,9 +112,11 @@ def _generated(row: dict[str, Any], kind: str, answer: str) -> dict[str, str]:
     return {"generated": text}
 
 
-def _answer(row: dict[str, Any]) -> str:
+def _answer(row: dict[str, Any], kind: str) -> str:
     """The generated text, or the options with their log-likelihoods."""
     responses = row["filtered_resps"]
+    if kind == "generate_until":
+        return answer_of(row) or ""
     if all(isinstance(response, str) for response in responses):
         return "\n".join(responses)
     options = [str(arguments[1]) for arguments in row["arguments"]]

@@ -1,12 +1,13 @@
 """The only door to lm-eval: load a suite's tasks, score a model on them, give records."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from conf.entry import UserError
 from conf.passthrough import did_you_mean
 from conf.schema import Suite, TaskSource
 from evals import clusters, offline
-from evals.answers import is_number, label_of, records
+from evals.answers import is_number, label_of, records, values_of
+from evals.generated import Column, check_groups, measured
+from evals.metrics import METRICS, summary
+from evals.models import identity, open_model
 from evals.results import Score
-from evals.run import Measured, Subject
+from evals.run import Measured, Subject, reader_of
 from reward.store import canonical, content_key
 
 TASKS_DIR = Path(__file__).parent / "tasks"
@@ -59,10 +63,23 @@ def load_groups(suite: Suite) -> list[Group]:
         for task in tasks.values():
             _configure(task, suite)
         groups.append(Group(name, *_sampled(tasks, suite)))
+    groups += _prompt_groups(suite)
+    check_groups(suite, groups)
     leaves = [leaf for group in groups for leaf in group.tasks]
     if twice := sorted({leaf for leaf in leaves if leaves.count(leaf) > 1}):
         raise UserError(f"suite.tasks names {', '.join(twice)} twice, once as part of a group")
     return groups
+
+
+def _prompt_groups(suite: Suite) -> Iterator[Group]:
+    """The tasks made of the user's own prompts."""
+    if suite.prompts:
+        from evals.tasks.prompts import PromptTask
+
+        for name, source in suite.prompts.items():
+            task = PromptTask(name, source)
+            _configure(task, suite)
+            yield Group(name, *_sampled({name: task}, suite))
 
 
 @functools.cache
@@ -178,6 +195,7 @@ def settings(
         "system_instruction": suite.system_instruction,
         "gen_kwargs": suite.gen_kwargs,
         "clusters": clusters.chosen(groups, suite.clusters),
+        "metrics": suite.metrics,
         "tasks": {group.name: _task_settings(group) for group in groups},
     }
 
@@ -190,6 +208,7 @@ def _task_settings(group: Group) -> dict[str, Any]:
         "config": content_key({name: config_of(task) for name, task in group.tasks.items()}),
         "documents": content_key(group.documents),
         "n": group.size,
+        **({"left_out": first.left_out} if hasattr(first, "left_out") else {}),
     }
 
 
@@ -213,17 +232,33 @@ def measure(subject: Subject, out: Path) -> Measured:
     """
     suite = subject.request.suite
     key = canonical(dataclasses.asdict(suite))
-    if key not in _LOADED:
+    if key not in _LOADED or suite.prompts:  # a file of prompts may have changed, and loads at once
         _LOADED[key] = load_groups(suite)
     groups = _LOADED[key]
     model, tokenizer = subject.open()
     found = settings(suite, groups, tokenizer, subject.request.model.dtype.value, model.device.type)
-    scores, samples = score(model, tokenizer, suite, groups, out)
+    with _reader(subject) as reader:
+        scores, samples = score(model, tokenizer, suite, groups, out, reader)
+    if (other := reader_of(suite)) is not None:
+        found["perplexity_model"] = identity(other, subject.cache)["weights"]
     return Measured(found, scores, samples)
 
 
+def _reader(subject: Subject) -> contextlib.AbstractContextManager[tuple[Any, Any]]:
+    """The model and tokenizer by which perplexity is measured."""
+    other = reader_of(subject.request.suite)
+    if other is None:
+        return contextlib.nullcontext(subject.open())
+    return open_model(other, "none", subject.cache)
+
+
 def score(
-    model: Any, tokenizer: Any, suite: Suite, groups: list[Group], out: Path
+    model: Any,
+    tokenizer: Any,
+    suite: Suite,
+    groups: list[Group],
+    out: Path,
+    reader: tuple[Any, Any],
 ) -> tuple[list[Score], dict[str, str]]:
     """Score an opened model on loaded groups: the scores, and the name of each group's sample file."""
     import lm_eval
@@ -259,42 +294,73 @@ def score(
     scores, files = [], {}
     for group in groups:
         rows = [row for name in group.tasks for row in outcome["samples"][name]]
+        further = measured(suite, group, rows, reader)
         files[group.name] = f"samples_{group.name}.jsonl"
         with (out / files[group.name]).open("w", encoding="utf-8") as file:
-            for row in records(group, rows, chats, suite.clusters):
+            for row in records(group, rows, chats, suite.clusters, further):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        scores += list(_scores(group, outcome, rows))
+        scores += _scores(group, outcome, rows, further)
     return scores, files
 
 
-def _scores(group: Group, outcome: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[Score]:
-    """A group's scores: lm-eval's own for one task, the mean over pooled documents for several."""
+def _scores(
+    group: Group, outcome: dict[str, Any], rows: list[dict[str, Any]], further: Sequence[Column]
+) -> list[Score]:
+    """A group's scores: lm-eval's own, then the further metrics. One of them is the main one."""
+    scores = [*_own_scores(group, outcome, rows), *_further_scores(group, further)]
+    labels = [score.metric for score in scores]
+    own = labels[: len(labels) - len(further)]
+    main = next((label for label in _PREFERRED if label in own), labels[0])
+    return [dataclasses.replace(score, is_main=score.metric == main) for score in scores]
+
+
+def _own_scores(
+    group: Group, outcome: dict[str, Any], rows: list[dict[str, Any]]
+) -> Iterator[Score]:
+    """Those that lm-eval has for one task; for several, the mean over their pooled documents."""
     results = {name: outcome["results"][name] for name in group.tasks}
     first = next(iter(group.tasks))
     keys = [key for key in results[first] if "," in key and "_stderr," not in key]
     if len(group.tasks) > 1:  # only what every document has as one number can be pooled
         keys = [key for key in keys if all(is_number(row.get(key.split(",")[0])) for row in rows)]
-    labels = [label_of(*key.split(",", 1)) for key in keys]
-    main = next((label for label in _PREFERRED if label in labels), labels[0])
-    for key, label in zip(keys, labels, strict=True):
+    for key in keys:
         metric, filter_name = key.split(",", 1)
+        filtered = [row for row in rows if row["filter"] == filter_name]
         if len(group.tasks) == 1:
-            value, stderr = (
-                results[first][key],
-                results[first].get(f"{metric}_stderr,{filter_name}"),
-            )
+            value = results[first][key]
+            stderr = results[first].get(f"{metric}_stderr,{filter_name}")
         else:
-            value, stderr = _pooled(
-                [float(row[metric]) for row in rows if row["filter"] == filter_name]
-            )
+            value, stderr = _pooled([float(row[metric]) for row in filtered])
+        if not isinstance(stderr, int | float):  # lm-eval has none for sums such as IFEval's
+            stderr = _stderr_of_sums(group, filtered, label_of(metric, filter_name))
         yield Score(
             task=group.name,
-            metric=label,
+            metric=label_of(metric, filter_name),
             value=float(value),
-            stderr=float(stderr) if isinstance(stderr, int | float) else float("nan"),
+            stderr=float(stderr),
             n=group.size,
             higher_is_better=bool(outcome["higher_is_better"][first].get(metric, True)),
-            is_main=label == main,
+            is_main=False,
+        )
+
+
+def _stderr_of_sums(group: Group, rows: list[dict[str, Any]], label: str) -> float:
+    """The standard error of a metric that is formed from sums over the documents; NaN for any other."""
+    task = next(iter(group.tasks.values()))
+    values = [values_of(task, row).get("weighted", {}).get(label) for row in rows]
+    return summary([tuple(value) for value in values if value])[1]
+
+
+def _further_scores(group: Group, further: Sequence[Column]) -> Iterator[Score]:
+    for column in further:
+        yield Score(
+            task=group.name,
+            metric=column.label,
+            value=column.whole.value,
+            stderr=column.whole.stderr,
+            n=column.whole.n,
+            higher_is_better=METRICS[column.metric].higher_is_better,
+            is_main=False,
         )
 
 

