@@ -99,27 +99,40 @@ def curve_chart(name: str, curves: Sequence[Curve], axis: str) -> str:
     """
     figure, axes = _plane(4.4, 2.5, ("step", axis))
     for curve in curves:
-        style: dict[str, Any] = (
-            {"color": UNSURE, "linestyle": (0, (4, 2)), "marker": "o", "markersize": 4}
-            if curve.is_held_out
-            else {"color": ACCENT, "marker": "o" if len(curve.steps) == 1 else ""}
-        )
-        axes.plot(curve.steps, curve.values, linewidth=1.4, zorder=3, **style)
-        axes.annotate(
-            curve.label,
-            (curve.steps[-1], curve.values[-1]),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            color=style["color"],
-            fontsize=8,
-            parse_math=False,
-        )
+        style: dict[str, Any] = {"marker": "o" if len(curve.steps) == 1 else ""}
+        if curve.is_held_out:
+            style = {"linestyle": (0, (4, 2)), "marker": "o", "markersize": 4}
+        axes.plot(curve.steps, curve.values, color=_colour(curve), linewidth=1.4, zorder=3, **style)
+    _label_ends(axes, curves)
     axes.margins(x=0.04)
     ends = "; ".join(
         f"{curve.label} from {curve.values[0]:.3g} to {curve.values[-1]:.3g}" for curve in curves
     )
     return svg(figure, name, f"{axis} over steps: {ends}")
+
+
+def _colour(curve: Curve) -> str:
+    return UNSURE if curve.is_held_out else ACCENT
+
+
+def _label_ends(axes: Any, curves: Sequence[Curve]) -> None:
+    """Name each curve at its end; a name moves up where it would lie on another."""
+    low, high = axes.get_ylim()
+    least = (high - low) * 0.075  # height of a name
+    place = -math.inf
+    for curve in sorted(curves, key=lambda one: one.values[-1]):
+        place = max(curve.values[-1], place + least)
+        axes.annotate(
+            curve.label,
+            (curve.steps[-1], place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            color=_colour(curve),
+            fontsize=8,
+            parse_math=False,
+            annotation_clip=False,
+        )
 
 
 def _plane(width: float, height: float, names: tuple[str, str]) -> tuple[Any, Any]:

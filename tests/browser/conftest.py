@@ -54,7 +54,9 @@ class Writer:
         base = {task: self.marks(task) for task in ("json", "arc", "piqa", "hellaswag")}
         tuned = {
             task: [
-                float(drawn.random() >= worse) if mark else float(drawn.random() < better)
+                float(drawn.random() >= worse)
+                if mark
+                else float(task == "json" and drawn.random() < better)
                 for mark in marks
             ]
             for task, marks in base.items()

@@ -1,5 +1,6 @@
 """The pages in a real browser: sorting, filtering, following a number to its documents."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def test_a_number_leads_to_its_documents_which_are_filtered(site: Path, watch: O
     page.locator(".filters button", has_text="all").click()
     page.get_by_placeholder("Search the texts").fill("answer of dpo to 7 IS")
     assert samples.count() == 1
-    assert "Question 7?" in samples.first.inner_text()
+    assert "Question 7?" in samples.first.text_content()
 
 
 def test_a_link_may_ask_for_an_outcome(site: Path, watch: Open) -> None:
@@ -150,7 +151,7 @@ def test_no_page_is_wider_than_the_window_in_either_scheme(
     for name in (
         "index.html",
         "arms/demo-low.html",
-        "arms/other-b-hostile.html",
+        "arms/other-b--hostile.html",
         "samples/demo-low/task-json-base-dpo.html",
         "samples/demo-low/general-arc-base-dpo.html",
         "samples/demo-low/text-wiki-base-dpo.html",
@@ -163,8 +164,6 @@ def test_no_page_is_wider_than_the_window_in_either_scheme(
 
 
 def test_every_link_leads_to_a_page_or_a_place_on_it(site: Path) -> None:
-    import re
-
     for path in site.rglob("*.html"):
         text = path.read_text("utf-8")
         for target in re.findall(r'\bhref="([^"]*)"', text):
