@@ -1,5 +1,6 @@
 """The page of one arm as HTML: what was trained, what it gained, lost, and costs. jinja2 loads when it is made."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -137,7 +138,7 @@ class ArmView:
             for contrast in self.arm.quantized
         ]
 
-    @property
+    @functools.cached_property
     def forms(self) -> list[Form]:
         """The number formats of the last policy; empty where only one was measured and not its footprint."""
         found = forms(self.arm)

@@ -65,6 +65,8 @@ def test_demo_end_to_end_then_a_sweep_that_shares_its_stages(
     assert "demo_json" in text
     assert "piqa" in text
     (record,) = (tmp_path / "runs" / "demo").glob("*/run.json")
+    assert (record.parent / "stages/dpo/metrics.jsonl").read_text("utf-8").startswith('{"step": ')
+    assert "model-index:" in (record.parent / "MODEL_CARD.md").read_text("utf-8")
     run_record = json.loads(record.read_text(encoding="utf-8"))
     assert [stage["stage"] for stage in run_record["stages"]] == ["sft", "dpo"]
     assert run_record["policies"] == ["base", "sft", "dpo"]
