@@ -1,6 +1,5 @@
 """The model card against the records, read back with the hub's own library."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ from huggingface_hub import ModelCard
 from test_report import BASE, GENERAL, TASK, marks, write_evaluation, write_run, write_task
 
 from evals.card import CARD, write_card
+from evals.leaderboard import leaderboard_rows
 from evals.report import build_report
 from reward.store import read_json, write_json
 
@@ -42,8 +42,9 @@ def test_a_card_is_read_back_with_the_scores_of_the_records(run: Path) -> None:
 
 def test_the_text_holds_deltas_settings_and_commands(run: Path) -> None:
     text = ModelCard.load(write_card(run / "run.json")).text
-    half = 2.364624 * math.sqrt(8 * 0.25 / 7 / 8) * 100
-    assert f"+50.0 [+{50 - half:.1f}, +{50 + half:.1f}] better" in text
+    (row,) = leaderboard_rows(run.parent)
+    interval = f"[{100 * row['gain_ci_low']:+.1f}, {100 * row['gain_ci_high']:+.1f}]"
+    assert f"+50.0 {interval} {row['gain_verdict']}" in text
     assert "| int8 | −12.5 [" in text
     assert "12.5 %" in text  # one document of eight flipped
     assert '`{"beta": 0.1}`' in text
