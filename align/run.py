@@ -19,6 +19,8 @@ from align.plan import STAGES, Plan, make_plan, preflight
 from align.stages.common import METRICS
 from conf.entry import UserError, plain
 from conf.schema import Align
+from evals.card import write_card
+from evals.curves import metrics_file
 from evals.report import build_report, leaderboard_rows
 from evals.results import EvalResult, compare
 from evals.track import Tracker, redact
@@ -205,7 +207,7 @@ class _Run:
         results: dict[tuple[str, str, str], EvalResult],
         started: float,
     ) -> None:
-        """Copy the results into the run's folder and write `run.json`, last.
+        """Copy results and training logs into the run's folder, write `run.json`, and a model card beside it.
 
         A run that found everything done leaves the record of the run that did it.
         """
@@ -225,6 +227,10 @@ class _Run:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.audits[job.stage] / AUDIT, folder / AUDIT)
             shutil.copyfile(job.data / MANIFEST, folder / MANIFEST)
+            if (log := job.out / METRICS).is_file():
+                kept = metrics_file(self.folder, job.stage)
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(log, kept)
         config = self.config
         write_json(self.folder / "config.json", redact(plain(config)))
         record = {
@@ -249,6 +255,7 @@ class _Run:
             "provenance": provenance(),
         }
         write_json(self.folder / "run.json", redact(record))
+        write_card(self.folder / "run.json")
 
 
 class _Tail:

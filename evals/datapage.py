@@ -119,7 +119,7 @@ def read_data(found: Sequence[Board]) -> DataPage:
 
 def render(page: DataPage, home: str) -> str:
     """The page as HTML; equal pages give equal text. `home` is the page to go back to."""
-    return environment().get_template("data.html.jinja").render(page=page, home=home)
+    return environment().get_template("data.html.jinja").render(page=page, home=home, script="")
 
 
 def _section(used: Used, name: str) -> Section:

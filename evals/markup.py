@@ -1,13 +1,18 @@
 """What the pages of the report share: the template environment and numbers as text."""
 
+import base64
+import hashlib
+import json
 import math
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evals.contrast import Change
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -32,8 +37,37 @@ def environment() -> "Environment":
         "duration": duration,
         "count": count,
         "whole": whole,
+        "key": sort_key,
+        "digest": digest,
     }
     return made
+
+
+def script(name: str) -> "Markup":
+    """A script of the pages, from the folder of the templates."""
+    from markupsafe import Markup
+
+    return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def digest(text: str) -> str:
+    """What a page's Content-Security-Policy names a script by: no other script runs, however it got there."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def slug(text: str) -> str:
+    """`text` as part of a file name; may be empty."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:60].strip("-.")
+
+
+def shortened(text: Any, longest: int) -> str:
+    """`text` without its middle where it is too long: a prompt's question is at its end."""
+    whole_text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+    if len(whole_text) <= longest:
+        return whole_text
+    half = longest // 2
+    left_out = whole(len(whole_text) - 2 * half)
+    return f"{whole_text[:half]}\n[… {left_out} characters left out …]\n{whole_text[-half:]}"
 
 
 # Numbers as text. A share (a metric in [0, 1]) is shown in percent, its difference in points.
@@ -93,6 +127,11 @@ def count(number: float) -> str:
 def whole(number: float) -> str:
     """`1234567` → "1 234 567", every digit of it."""
     return _minus(f"{number:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}"))
+
+
+def sort_key(number: float | None) -> str:
+    """A number as a table's script sorts by it; nothing for a missing one, which is put last."""
+    return "" if number is None or math.isnan(number) else f"{number:.9g}"
 
 
 def _minus(text: str) -> str:

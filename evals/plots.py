@@ -18,16 +18,16 @@ _THEME = {
     "#060606": "var(--bad)",
     "#070707": "var(--unsure)",
 }
-_INK, _MUTED, _LINE, _ACCENT, _GOOD, _BAD, _UNSURE = _THEME
+INK, MUTED, LINE, ACCENT, GOOD, BAD, UNSURE = _THEME
 
-_VERDICT_COLOURS = {
-    "better": _GOOD,
-    "retained": _GOOD,
-    "worse": _BAD,
-    "forgotten": _BAD,
+VERDICT_COLOURS = {
+    "better": GOOD,
+    "retained": GOOD,
+    "worse": BAD,
+    "forgotten": BAD,
 }
 
-_WIDTH = 7.4  # inches
+WIDTH = 7.4  # inches
 _ROW = 0.36  # inches a row
 _FRAME = 0.62  # inches for the axis and its label
 _LABELS = 1.9  # inches for the names at the left
@@ -52,9 +52,9 @@ def score_chart(name: str, points: Sequence[Point], axis: str) -> str:
         axis: label of the horizontal axis, with its unit.
     """
     figure, axes = _canvas(points, axis)
-    axes.axvline(points[0].value, color=_MUTED, linewidth=1, linestyle=(0, (1, 3)), zorder=1)
+    axes.axvline(points[0].value, color=MUTED, linewidth=1, linestyle=(0, (1, 3)), zorder=1)
     _draw(axes, points)
-    return _svg(figure, name, f"{axis}: " + _spoken(points))
+    return svg(figure, name, f"{axis}: " + _spoken(points))
 
 
 def forest_chart(name: str, points: Sequence[Point], axis: str, margin: float) -> str:
@@ -67,8 +67,8 @@ def forest_chart(name: str, points: Sequence[Point], axis: str, margin: float) -
         margin: the loss that still counts as retained, in the axis' unit.
     """
     figure, axes = _canvas(points, axis)
-    axes.axvline(0, color=_MUTED, linewidth=1, zorder=1)
-    axes.axvline(-margin, color=_BAD, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.axvline(0, color=MUTED, linewidth=1, zorder=1)
+    axes.axvline(-margin, color=BAD, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     for position, text in ((0, "no change"), (-margin, f"margin −{margin:g}")):
         axes.annotate(
             text,
@@ -77,11 +77,44 @@ def forest_chart(name: str, points: Sequence[Point], axis: str, margin: float) -
             xytext=(0, 3),
             textcoords="offset points",
             ha="left" if position == 0 else "right",
-            color=_MUTED,
+            color=MUTED,
             fontsize=8,
         )
     _draw(axes, points)
-    return _svg(figure, name, f"{axis}: " + _spoken(points))
+    return svg(figure, name, f"{axis}: " + _spoken(points))
+
+
+class Pair(NamedTuple):
+    """One row of a chart: a value before and after; `limit` is the least that still counts as retained."""
+
+    label: str
+    before: float
+    after: float
+    limit: float
+    verdict: str = ""
+
+
+def dumbbell_chart(name: str, pairs: Sequence[Pair], axis: str) -> str:
+    """Scores before and after, one row each: an open mark, a line to a filled one, a tick at the limit.
+
+    Args:
+        name: unique on the page; it becomes part of the SVG's ids.
+        pairs: from top to bottom.
+        axis: label of the horizontal axis, with its unit.
+    """
+    figure, axes = _canvas(pairs, axis)
+    for row, pair in enumerate(pairs):
+        colour = VERDICT_COLOURS.get(pair.verdict, UNSURE)
+        axes.plot(
+            (pair.limit, pair.limit), (row - 0.3, row + 0.3), color=BAD, linewidth=1.5, zorder=2
+        )
+        axes.plot((pair.before, pair.after), (row, row), color=colour, linewidth=2, zorder=3)
+        axes.plot(
+            pair.before, row, "o", color=MUTED, markersize=8, markerfacecolor="none", zorder=4
+        )
+        axes.plot(pair.after, row, "o", color=colour, markersize=7, zorder=5)
+    spoken = (f"{pair.label} {pair.before:.1f} to {pair.after:.1f}" for pair in pairs)
+    return svg(figure, name, f"{axis}: " + "; ".join(spoken))
 
 
 class Spread(NamedTuple):
@@ -104,10 +137,10 @@ def spread_chart(name: str, spreads: Sequence[Spread], axis: str) -> str:
     figure, axes = _canvas(spreads, axis)
     for row, spread in enumerate(spreads):
         low, p5, p25, median, p75, p95, high = (max(1.0, one) for one in spread.quantiles)
-        axes.plot((low, high), (row, row), color=_MUTED, linewidth=1, zorder=2)
-        axes.plot((p5, p95), (row, row), color=_ACCENT, linewidth=3, zorder=3)
-        axes.barh(row, p75 - p25, 0.5, p25, color=_ACCENT, linewidth=0, zorder=4)
-        axes.plot((median, median), (row - 0.32, row + 0.32), color=_INK, linewidth=2.5, zorder=5)
+        axes.plot((low, high), (row, row), color=MUTED, linewidth=1, zorder=2)
+        axes.plot((p5, p95), (row, row), color=ACCENT, linewidth=3, zorder=3)
+        axes.barh(row, p75 - p25, 0.5, p25, color=ACCENT, linewidth=0, zorder=4)
+        axes.plot((median, median), (row - 0.32, row + 0.32), color=INK, linewidth=2.5, zorder=5)
     least = max(1.0, min(spread.quantiles[0] for spread in spreads))
     most = max(2 * least, *(spread.quantiles[-1] for spread in spreads))
     axes.set_xscale("log")
@@ -118,7 +151,7 @@ def spread_chart(name: str, spreads: Sequence[Spread], axis: str) -> str:
     )
     axes.minorticks_off()
     spoken = (f"{spread.label} {spread.quantiles[3]:.0f}" for spread in spreads)
-    return _svg(figure, name, f"{axis}, medians: " + "; ".join(spoken))
+    return svg(figure, name, f"{axis}, medians: " + "; ".join(spoken))
 
 
 def _log_ticks(low: float, high: float) -> list[int]:
@@ -129,22 +162,24 @@ def _log_ticks(low: float, high: float) -> list[int]:
     return [tick for tick in candidates if low <= tick <= high]
 
 
-def _canvas(points: Sequence[Point] | Sequence[Spread], axis: str) -> tuple[Any, Any]:
+def _canvas(
+    points: Sequence[Point] | Sequence[Pair] | Sequence[Spread], axis: str
+) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     height = _ROW * len(points) + _FRAME
-    figure = Figure(figsize=(_WIDTH, height))
+    figure = Figure(figsize=(WIDTH, height))
     # Margins are fixed, not fitted: fitted ones depend on the fonts of the machine.
     axes = figure.add_axes(
-        (_LABELS / _WIDTH, 0.42 / height, 1 - (_LABELS + 0.2) / _WIDTH, 1 - _FRAME / height)
+        (_LABELS / WIDTH, 0.42 / height, 1 - (_LABELS + 0.2) / WIDTH, 1 - _FRAME / height)
     )
     axes.set_ylim(len(points) - 0.5, -0.5)
     axes.set_yticks(range(len(points)))
     axes.set_yticklabels([point.label for point in points], parse_math=False)
-    axes.set_xlabel(axis, parse_math=False, color=_MUTED, fontsize=9)
-    axes.tick_params(axis="both", length=0, labelsize=9, labelcolor=_INK)
-    axes.tick_params(axis="x", labelcolor=_MUTED)
-    axes.grid(axis="x", color=_LINE, linewidth=0.8)
+    axes.set_xlabel(axis, parse_math=False, color=MUTED, fontsize=9)
+    axes.tick_params(axis="both", length=0, labelsize=9, labelcolor=INK)
+    axes.tick_params(axis="x", labelcolor=MUTED)
+    axes.grid(axis="x", color=LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -153,7 +188,7 @@ def _canvas(points: Sequence[Point] | Sequence[Spread], axis: str) -> tuple[Any,
 
 def _draw(axes: Any, points: Sequence[Point]) -> None:
     for row, point in enumerate(points):
-        colour = _VERDICT_COLOURS.get(point.verdict, _UNSURE) if point.verdict else _ACCENT
+        colour = VERDICT_COLOURS.get(point.verdict, UNSURE) if point.verdict else ACCENT
         if point.low <= point.high:  # false for NaN: a value without an interval is only a dot
             axes.plot((point.low, point.high), (row, row), color=colour, linewidth=2, zorder=2)
         axes.plot(point.value, row, "o", color=colour, markersize=7, zorder=3)
@@ -163,7 +198,7 @@ def _spoken(points: Sequence[Point]) -> str:
     return "; ".join(f"{point.label} {point.value:.1f}" for point in points)
 
 
-def _svg(figure: Any, name: str, description: str) -> str:
+def svg(figure: Any, name: str, description: str) -> str:
     """The figure as an `<svg>` element; equal figures give equal text."""
     import matplotlib
 
@@ -172,15 +207,15 @@ def _svg(figure: Any, name: str, description: str) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
     # Every figure calls its parts figure_1, axes_1, …, but an id must be unique on the page.
-    svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(
-        r"(?<=: )#(?:0\d){3}\b", lambda found: _THEME.get(found.group(), found.group()), svg
+    text = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(
+        r"(?<=: )#(?:0\d){3}\b", lambda found: _THEME.get(found.group(), found.group()), text
     )
-    svg = re.sub(r"font-family: [^;]+; ", "", svg)
-    svg = re.sub(r"<style.*?</style>", "", svg, count=1)  # it would apply to the whole page
-    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt" ', "", svg, count=1)
+    text = re.sub(r"font-family: [^;]+; ", "", text)
+    text = re.sub(r"<style.*?</style>", "", text, count=1)  # it would apply to the whole page
+    text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt" ', "", text, count=1)
     label = html.escape(description, quote=True)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

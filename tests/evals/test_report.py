@@ -1,9 +1,12 @@
 """The report against records written by hand, whose numbers are worked out in the tests."""
 
+import base64
 import csv
 import hashlib
+import html
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +18,7 @@ import pytest
 from evals.leaderboard import leaderboard_rows, rank_ranges
 from evals.report import build_report, main
 from evals.results import EvalResult, Score
+from evals.samplespage import CHARACTERS, DOCUMENTS, likelihoods
 from reward.store import write_json
 
 Answers = Sequence[tuple[str, float]]  # answer and score of each document
@@ -131,7 +135,15 @@ def rewrite_scores(run: Path, **fields: Any) -> None:
 
 
 def page(runs: Path, out: Path) -> str:
-    return build_report(runs, out).read_text(encoding="utf-8")
+    """Every page of the site, one after the other."""
+    build_report(runs, out)
+    return "\n".join(path.read_text("utf-8") for path in sorted(out.rglob("*.html")))
+
+
+def only(folder: Path, pattern: str) -> str:
+    """The text of the one file that the pattern finds."""
+    (path,) = folder.rglob(pattern)
+    return path.read_text("utf-8")
 
 
 @pytest.fixture
@@ -184,8 +196,19 @@ def test_a_wider_margin_forgives(runs: Path) -> None:
 def test_a_rebuild_is_byte_identical(runs: Path, tmp_path: Path) -> None:
     build_report(runs, tmp_path / "a")
     build_report(runs, tmp_path / "b")
-    names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["index.html", "leaderboard.csv", "leaderboard.json", "leaderboard.md"]
+    files = (path for path in (tmp_path / "a").rglob("*") if path.is_file())
+    names = sorted(path.relative_to(tmp_path / "a").as_posix() for path in files)
+    assert names == [
+        "arms/demo-0a1b2c3d.html",
+        "cards/demo-0a1b2c3d.md",
+        "index.html",
+        "leaderboard.csv",
+        "leaderboard.json",
+        "leaderboard.md",
+        "samples/demo-0a1b2c3d/general-kept-base-dpo.html",
+        "samples/demo-0a1b2c3d/general-lost-base-dpo.html",
+        "samples/demo-0a1b2c3d/task-json-base-dpo.html",
+    ]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -199,9 +222,9 @@ def test_the_page_does_not_depend_on_where_the_records_lie(runs: Path, tmp_path:
 
 def test_the_page_asks_nothing_of_the_network(runs: Path, tmp_path: Path) -> None:
     text = page(runs, tmp_path / "site")
-    for word in ('src="', "@import", "url(http", "<script", '<link rel="stylesheet'):
+    for word in ('src="', "@import", "url(http", 'href="http', '<link rel="stylesheet'):
         assert word not in text
-    assert text.count("<svg") == 2
+    assert only(tmp_path / "site/arms", "*.html").count("<svg") == 3
 
 
 def test_seeds_are_averaged_and_their_spread_is_kept_apart(tmp_path: Path) -> None:
@@ -288,7 +311,7 @@ def test_a_gain_in_a_metric_where_less_is_better_is_positive(tmp_path: Path) -> 
     assert (row["gain"], row["gain_verdict"]) == (0.75, "better")
     text = page(run, tmp_path / "site")
     assert "−75.0" in text  # its table shows the metric as it is
-    assert "6 gained, 0 lost, 2 the same" in text
+    assert "6 gained, 2 the same" in text
 
 
 def test_two_gain_tasks_are_averaged_and_one_lost_task_leaves_no_average(tmp_path: Path) -> None:
@@ -339,8 +362,13 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     write_run(run / "other", TASK, label="plain", arm="other")
     text = page(run, tmp_path / "site")
     assert "&lt;script&gt;alert(1)" in text
-    for word in ("<script", "<img", "<b>&lt;b&gt;"):
+    for word in ("<script>alert", "<img", "<b>&lt;b&gt;"):
         assert word not in text.replace("<title>", "")
+    for path in (tmp_path / "site").rglob("*.html"):
+        one = path.read_text("utf-8")
+        (inline,) = re.findall(r"<script>(.*?)</script>", one, re.S)
+        named = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
+        assert f"script-src 'sha256-{named}'" in html.unescape(one)
     assert "&lt;img onerror=x>\\|$a$" in (tmp_path / "site/leaderboard.md").read_text("utf-8")
 
 
@@ -352,8 +380,45 @@ def test_samples_that_are_scored_differently_come_first(tmp_path: Path) -> None:
     write_run(run, TASK)
     text = page(run, tmp_path / "site")
     assert text.index("after 28") < text.index("after 29") < text.index("after 0")
-    assert "12 of 30 documents" in text
-    assert "after 10" not in text
+    assert "30 documents, from base to dpo: 2 gained, 28 the same" in text
+
+
+def test_a_page_of_many_documents_holds_both_outcomes_and_says_what_is_left_out(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "runs"
+    base = [(f"before {i}", float(i == 999)) for i in range(1000)]
+    dpo = [(f"after {i}", float(i < 900)) for i in range(1000)]
+    write_task(run, base, dpo)
+    write_run(run, TASK)
+    text = page(run, tmp_path / "site")
+    assert "1\N{NARROW NO-BREAK SPACE}000 documents" in text
+    assert "900 gained, 1 lost, 99 the same" in text
+    assert f"{DOCUMENTS} of 1\N{NARROW NO-BREAK SPACE}000 documents" in text
+    assert text.count("<article") == DOCUMENTS
+    assert text.index("after 0<") < text.index("after 999<") < text.index("after 1<")
+    assert "<code>evals/dpo-none-task/json.jsonl</code>" in text
+
+
+def test_long_texts_lose_their_middle_and_many_long_texts_their_rest(tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    long = [(f"start{i} " + "x" * 9000 + f" end{i}", float(i % 2)) for i in range(300)]
+    write_task(run, long, long[::-1])
+    write_run(run, TASK)
+    page(run, tmp_path / "site")
+    text = only(tmp_path / "site/samples", "*.html")
+    assert "start0 x" in text
+    assert " end0<" in text
+    assert "characters left out" in text
+    assert len(text) < 1.2 * CHARACTERS
+
+
+def test_options_are_read_back_with_their_line_breaks() -> None:
+    row = {"answer": "-17.5 a\nb\n-3.25 c\n-inf d", "options": ["a\nb", "c", "d"]}
+    assert likelihoods(row) == [("a\nb", -17.5), ("c", -3.25), ("d", -math.inf)]
+    assert likelihoods({"answer": "-1.5 yes\n-2.0 no"}) == [("yes", -1.5), ("no", -2.0)]
+    assert likelihoods({"answer": "-1.5 yes\nno"}) == []
+    assert likelihoods({"answer": "-1.5 a\n-2.5 b", "kind": "generate_until"}) == []
 
 
 def test_arms_share_ranks_where_intervals_overlap() -> None:

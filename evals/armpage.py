@@ -1,0 +1,270 @@
+"""The page of one arm as HTML: what was trained, what it gained, lost, and costs. jinja2 loads when it is made."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+from evals.contrast import Change, Contrast, Row
+from evals.curves import StageCurves, stage_curves
+from evals.graphs import Spot, trade_chart
+from evals.leaderboard import MeanScore
+from evals.markup import count, duration, environment, percent, script
+from evals.measured import Form, Text, forms, texts
+from evals.places import INDEX, Compared, Place
+from evals.plots import Pair, Point, dumbbell_chart, forest_chart, score_chart
+from evals.runs import Run
+
+# Metric, column, and the direction in which its column is sorted first: the better end up.
+_FOOTPRINTS = [
+    ("size_mb", "Size, MB", "ascending"),
+    ("load_peak_mb", "Peak while loading, MB", "ascending"),
+    ("peak_mb", "Peak memory, MB", "ascending"),
+    ("prefill_tokens_per_s", "Prefill, tokens/s", "descending"),
+    ("decode_tokens_per_s", "Decode, tokens/s", "descending"),
+]
+_Z95 = 1.959964  # half-width of a 95 % normal interval, in standard errors
+
+
+def render(place: Place) -> str:
+    """The page of an arm; equal records give equal text."""
+    view = ArmView(place)
+    kinds = list(dict.fromkeys(name for form in view.forms for name in form.footprint))
+    return (
+        environment()
+        .get_template("arm.html.jinja")
+        .render(
+            view=view,
+            form_texts=list(dict.fromkeys(t.task for form in view.forms for t in form.texts)),
+            perplexities=list(dict.fromkeys(t for form in view.forms for t in form.perplexity)),
+            footprints=[one for one in _FOOTPRINTS if one[0] in kinds],
+            home=f"../{INDEX}",
+            up="../",
+            script=script("tables.js"),
+        )
+    )
+
+
+class Step(NamedTuple):
+    """One box of the line that says what was trained."""
+
+    name: str
+    facts: list[str]
+    data: str = ""  # link to the rows that it was trained on
+
+
+class ArmView:
+    """An arm as its section of the page shows it."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.arm = arm = place.arm
+        self.gain = arm.average("gain")
+        self.retention = arm.average("retention")
+        self.retained = arm.stages[-1].rows("retention", main_only=True) if arm.stages else []
+        self.dtype = str(arm.first.model.get("dtype", "16-bit"))
+
+    @property
+    def steps(self) -> list[Step]:
+        """The base and the training stages, in order."""
+        model = self.arm.first.model
+        start = Step("base", [str(model.get("path", "unknown model")), self.dtype])
+        folder, links = self.arm.first.folder, self.place.data
+        stages = [
+            (stage, links.get((folder, str(stage.get("stage"))), ""))
+            for stage in self.arm.first.stages
+        ]
+        return [start, *(_step(stage)._replace(data=link) for stage, link in stages)]
+
+    @property
+    def gain_tables(self) -> list[dict[str, Any]]:
+        """For each gain task its scores by policy, each with its paired gain."""
+        return [
+            {"suite": suite, "task": task, "lines": self._lines(suite, task)}
+            for suite, task in self.arm.tasks("gain")
+        ]
+
+    def _lines(self, suite: str, task: str) -> list[tuple[MeanScore, Row | None]]:
+        gains = [_row_of(contrast, suite, task) for contrast in self.arm.stages]
+        policies = self.arm.variants[: len(gains) + 1]
+        scores = [self.arm.score(policy, suite, task) for policy in policies]
+        return list(zip(scores, [None, *gains], strict=True))
+
+    @property
+    def charts(self) -> list[str]:
+        """One score chart for each gain task."""
+        return [
+            chart
+            for number, (suite, task) in enumerate(self.arm.tasks("gain"))
+            if (chart := self._score_chart(suite, task, f"score-{number}"))
+        ]
+
+    def _score_chart(self, suite: str, task: str, name: str) -> str:
+        scores = [self.arm.score(variant, suite, task) for variant in self.arm.variants]
+        known = [score for score in scores if not score.is_missing]
+        if not known:
+            return ""
+        is_share = all(score.is_share for score in known)
+        scale, low, high = (100.0, 0.0, 1.0) if is_share else (1.0, -math.inf, math.inf)
+        drawn = [
+            Point(
+                str(score.variant),
+                score.value * scale,
+                max(low, score.value - _Z95 * score.stderr) * scale,
+                min(high, score.value + _Z95 * score.stderr) * scale,
+            )
+            for score in known
+        ]
+        unit = " (%)" if scale == 100 else ""
+        return score_chart(name, drawn, f"{task} · {known[0].metric}{unit}")
+
+    @property
+    def forest(self) -> str:
+        """The forest plot of the retention tasks; empty when no task has a share to draw."""
+        drawn = [
+            Point(row.task, *_times_100(row.change), row.change.verdict) for row in self._drawn
+        ]
+        if not drawn:
+            return ""
+        if len(drawn) > 1 and not self.retention.is_missing:
+            drawn.append(Point("average", *_times_100(self.retention)))
+        label = "change from base to tuned (percentage points)"
+        return forest_chart("forest", drawn, label, self.arm.margin * 100)
+
+    @property
+    def costs(self) -> list[tuple[str, list[Row]]]:
+        """Each quantizer with its rows; suites that share one reason are one row."""
+        return [
+            (contrast.after.quantizer, _merged(_judged_rows(contrast, main_only=True)))
+            for contrast in self.arm.quantized
+        ]
+
+    @functools.cached_property
+    def forms(self) -> list[Form]:
+        """The number formats of the last policy; empty where only one was measured and not its footprint."""
+        found = forms(self.arm)
+        return found if len(found) > 1 or found[0].footprint else []
+
+    @property
+    def size_chart(self) -> str:
+        """Size against the change of accuracy; empty with fewer than two sizes."""
+        spots = [
+            Spot(
+                form.name,
+                form.footprint["size_mb"],
+                form.change.difference * 100,
+                y_interval=(form.change.ci_low * 100, form.change.ci_high * 100),
+            )
+            for form in self.forms
+            if "size_mb" in form.footprint and not form.change.is_missing and form.change.is_share
+        ]
+        if len(spots) < 2:
+            return ""
+        names = ("size (MB)", "change of accuracy (points)")
+        return trade_chart("sizes", spots, names, is_less_better=True)
+
+    @property
+    def all_metrics(self) -> list[tuple[Contrast, list[Row]]]:
+        """Every metric of every contrast."""
+        contrasts = [*self.arm.stages, *self.arm.quantized]
+        return [(contrast, _judged_rows(contrast)) for contrast in contrasts]
+
+    @property
+    def samples(self) -> list[tuple[Compared, str]]:
+        """Every page of samples."""
+        return list(self.place.samples.items())
+
+    def gain_page(self, seed: int) -> str:
+        """A seed's samples of the gain; empty where it is an average over tasks."""
+        tasks = self.arm.tasks("gain")
+        if len(tasks) != 1:
+            return ""
+        return self.place.sample_page(self.arm.base, self.arm.final, *tasks[0], seed=seed)
+
+    @property
+    def seeds(self) -> list[tuple[Run, Change]]:
+        """Each seed with its own gain."""
+        if not self.arm.stages:
+            return []
+        return list(zip(self.arm.runs, self.arm.stages[-1].by_seed("gain"), strict=True))
+
+    @property
+    def curves(self) -> list[StageCurves]:
+        """What the training stages logged."""
+        return stage_curves(self.arm, "stage")
+
+    @property
+    def texts(self) -> list[Text]:
+        """The held-out text on which the last policy was compared with the base."""
+        return texts(self.arm.stages[-1]) if self.arm.stages else []
+
+    @property
+    def dumbbells(self) -> str:
+        """Scores of the retention tasks before and after; empty when no task has a share to draw."""
+        drawn = [
+            Pair(
+                row.task,
+                row.baseline * 100,
+                row.candidate * 100,
+                (row.baseline - self.arm.margin) * 100,
+                row.change.verdict,
+            )
+            for row in self._drawn
+        ]
+        if not drawn:
+            return ""
+        return dumbbell_chart("dumbbells", drawn, "score (%): ○ base, ● tuned, | margin")
+
+    @property
+    def _drawn(self) -> list[Row]:
+        return [
+            row
+            for row in self.retained
+            if not row.change.is_missing and row.change.is_share and row.higher_is_better
+        ]
+
+
+def _judged_rows(contrast: Contrast, main_only: bool = False) -> list[Row]:
+    """The rows of all suites but those of a cost, which has no documents to pair."""
+    return [row for row in contrast.rows(main_only=main_only) if row.role != "cost"]
+
+
+def _row_of(contrast: Contrast, suite: str, task: str) -> Row | None:
+    """The main row of a task; the suite's row where the whole suite has no numbers."""
+    for row in contrast.rows(main_only=True):
+        if row.suite == suite and row.task in (task, ""):
+            return row
+    return None
+
+
+def _times_100(change: Change) -> tuple[float, float, float]:
+    return change.difference * 100, change.ci_low * 100, change.ci_high * 100
+
+
+def _merged(rows: list[Row]) -> list[Row]:
+    """The rows, without repeating a reason that all of them share, such as a skip."""
+    notes = {row.change.note for row in rows}
+    if len(rows) > 1 and len(notes) == 1 and all(row.change.is_missing for row in rows):
+        return [Row("all suites", "", rows[0].change)]
+    return rows
+
+
+def _step(stage: dict[str, Any]) -> Step:
+    data = stage.get("data") or {}
+    parameters = stage.get("parameters") or {}
+    facts = [str(stage["method"])] if stage.get("method") else []
+    if "rows" in data:
+        dropped = f" ({data['dropped']} dropped)" if data.get("dropped") else ""
+        facts.append(f"{data['rows']} rows{dropped}")
+    if data.get("source"):
+        facts.append(str(data["source"]))
+    if parameters.get("total"):
+        trained, total = parameters.get("trained", 0), parameters["total"]
+        facts.append(f"{count(trained)} of {count(total)} parameters ({percent(trained / total)})")
+    metrics = stage.get("metrics") or {}
+    if isinstance(accuracy := metrics.get("eval_accuracy"), float):  # a reward model's
+        facts.append(f"{percent(accuracy)} of held-out pairs ranked right")
+    elif isinstance(loss := metrics.get("eval_loss"), float):
+        facts.append(f"held-out loss {loss:.3f}")
+    spent = duration(stage.get("seconds"))
+    facts.append(f"{spent}, reused from an earlier run" if stage.get("reused") else spent)
+    return Step(str(stage.get("stage", "stage")), facts)

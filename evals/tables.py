@@ -1,0 +1,130 @@
+"""The leaderboard as records, CSV and Markdown. No torch."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from evals.contrast import Change
+from evals.leaderboard import Arm, Board, MeanScore, rows_of
+from evals.markup import interval, signed, value
+from evals.measured import forms, texts
+
+
+def records(found: Sequence[Board]) -> list[dict[str, Any]]:
+    """The flat records of the leaderboard with those of held-out text and of each number format; equal keys.
+
+    A missing number is None. Beside those of `leaderboard.rows_of`: TASK_loss with its interval and TASK_kl (nats a
+    token, the last policy against the base); QUANTIZER_retention, QUANTIZER_flips, QUANTIZER_TASK_kl and _kl_p99,
+    QUANTIZER_TASK_perplexity, and QUANTIZER_METRIC of its footprint, also of the format `unquantized`.
+    """
+    arms = [entry.arm for board in found for entry in board.entries]
+    extras = [_extras(arm) for arm in arms]
+    keys = dict.fromkeys(key for extra in extras for key in extra)
+    return [
+        row | {key: extra.get(key) for key in keys}
+        for row, extra in zip(rows_of(found), extras, strict=True)
+    ]
+
+
+def _extras(arm: Arm) -> dict[str, float | None]:
+    found: dict[str, float] = {}
+    for text in texts(arm.stages[-1]) if arm.stages else []:
+        found[f"{text.task}_loss_change"] = text.loss.difference
+        found[f"{text.task}_loss_change_ci_low"] = text.loss.ci_low
+        found[f"{text.task}_loss_change_ci_high"] = text.loss.ci_high
+        found |= {f"{text.task}_{name}": number for name, number in text.divergence.items()}
+    for form in forms(arm):
+        if form.retention is not None:
+            found[f"{form.name}_retention"] = form.retention.difference
+            found[f"{form.name}_flips"] = form.flips
+        for text in form.texts:
+            found |= {
+                f"{form.name}_{text.task}_{name}": number
+                for name, number in text.divergence.items()
+            }
+        found |= {f"{form.name}_{task}_perplexity": n for task, n in form.perplexity.items()}
+        found |= {f"{form.name}_{name}": number for name, number in form.footprint.items()}
+    return {key: None if math.isnan(number) else number for key, number in found.items()}
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Records as CSV with a header."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def as_markdown(found: Sequence[Board]) -> str:
+    """Every board as a table."""
+    return "\n".join(f"## {cell(board.test)}\n\n{_board(board)}" for board in found)
+
+
+def _board(board: Board) -> str:
+    arms = [entry.arm for entry in board.entries]
+    tasks = dict.fromkeys(
+        t.task for arm in arms for t in (texts(arm.stages[-1]) if arm.stages else [])
+    )
+    header = ["Rank", "Arm", "Seeds", "Score (%)", "Gain (pp, 95 % CI)", "Retention (pp, 95 % CI)"]
+    header += ["Forgotten", *(f"Loss on {task} (nats, 95 % CI), KL from base" for task in tasks)]
+    header += [f"{name} (pp, 95 % CI), footprint" for name in board.quantizers]
+    lines = []
+    for rank, arm in board.entries:
+        counts = arm.verdicts()
+        judged = sum(counts.values())
+        summary = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+        line = [rank, arm.name, str(len(arm.runs)), score_text(arm.final_score())]
+        line += [change_text(arm.average("gain"))]
+        line += [f"{change_text(arm.average('retention'))} {summary}".strip()]
+        line += [f"{counts['forgotten']} of {judged}" if judged else "–"]
+        line += [_text(arm, task) for task in tasks]
+        lines.append(line + [_form(arm, name) for name in board.quantizers])
+    return table(header, lines)
+
+
+def _text(arm: Arm, task: str) -> str:
+    for text in texts(arm.stages[-1]) if arm.stages else []:
+        if text.task == task:
+            kl = text.divergence.get("kl", math.nan)
+            return change_text(text.loss) + ("" if math.isnan(kl) else f", KL {kl:.4f}")
+    return "–"
+
+
+def _form(arm: Arm, quantizer: str) -> str:
+    parts = [change_text(arm.cost(quantizer))]
+    for form in forms(arm):
+        if form.name == quantizer and "size_mb" in form.footprint:
+            parts.append(f"{form.footprint['size_mb']:.0f} MB")
+    return ", ".join(parts)
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of foreign text."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in rows) + "\n"
+
+
+def cell(text: str) -> str:
+    """Foreign text on one line of Markdown: no markup, no column of its own."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    return re.sub(r"\s+", " ", text)
+
+
+def score_text(score: MeanScore) -> str:
+    """`63.5 ± 2.1`, or why there is no score."""
+    if score.is_missing:
+        return score.note
+    return f"{value(score.value, score.is_share)} ± {value(score.stderr, score.is_share)}"
+
+
+def change_text(change: Change) -> str:
+    """`+2.0 [+0.5, +3.5] better`, or why there is no difference."""
+    if change.is_missing:
+        return change.note
+    spread = f", seed sd {value(change.spread, change.is_share)}" if change.seeds > 1 else ""
+    difference = signed(change.difference, change.is_share)
+    return f"{difference} {interval(change)}{spread} {change.verdict}".strip()

@@ -1,0 +1,148 @@
+"""What the pages take from suites of text and footprint, from logs, and the front of a trade-off."""
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_report import BASE, TASK, marks, write_evaluation, write_run, write_task
+
+from evals.curves import metrics_file, stage_curves
+from evals.graphs import front
+from evals.leaderboard import Arm, boards
+from evals.measured import forms, texts
+from evals.report import build_report
+from evals.results import EvalResult, Score
+from evals.runs import load_runs
+from evals.tables import records
+
+
+def write_text(folder: Path, quantizer: str, losses: list[float], kl: float | None) -> None:
+    """A suite of held-out text: documents of 10 tokens each."""
+    folder.mkdir(parents=True)
+    rows = [
+        {
+            "doc_id": i,
+            "doc_hash": str(i),
+            "metrics": {},
+            "weighted": {"loss": [10 * loss, 10, "mean"]}
+            | ({} if kl is None else {"kl": [10 * kl * (i + 1) / 2, 10, "mean"]}),
+        }
+        for i, loss in enumerate(losses)
+    ]
+    (folder / "wiki.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    mean = sum(losses) / len(losses)
+    scores = [Score("wiki", "loss", mean, 0.1, len(losses), False, True)]
+    scores += [Score("wiki", "perplexity", math.exp(mean), 0.1, len(losses), False, False)]
+    if kl is not None:
+        scores += [Score("wiki", "kl", kl, 0.1, len(losses), False, False, neutral=0.0)]
+        scores += [Score("wiki", "kl_p99", 9.0, math.nan, len(losses), False, False, neutral=0.0)]
+    model = {"path": "tiny" if kl is None else "dpo"}
+    EvalResult(
+        model, quantizer, "text", "retention", {}, scores, {"wiki": "wiki.jsonl"}, {},
+        reference=None if kl is None else {"path": "dpo" if quantizer != "none" else "tiny"},
+    ).save(folder)  # fmt: skip
+
+
+def write_footprint(folder: Path, quantizer: str, size: float) -> None:
+    folder.mkdir(parents=True)
+    scores = [Score("footprint", "size_mb", size, math.nan, 1, False, True)]
+    EvalResult({}, quantizer, "footprint", "cost", {}, scores, {}, {}).save(folder)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    run = tmp_path / "runs"
+    write_task(run, BASE, marks(*[1] * 8))
+    worse = {"json": marks(*[1] * 6, 0, 0)}
+    write_evaluation(run / "evals/dpo-int8-task", "task", "gain", worse, quantizer="int8")
+    write_text(run / "evals/base-none-text", "none", [2.0, 3.0, 4.0], None)
+    write_text(run / "evals/dpo-none-text", "none", [2.1, 3.3, 4.2], 0.5)
+    write_text(run / "evals/dpo-int8-text", "int8", [2.1, 3.3, 4.5], 0.25)
+    write_footprint(run / "evals/dpo-none-footprint", "none", 260.0)
+    write_footprint(run / "evals/dpo-int8-footprint", "int8", 140.0)
+    more = [(policy, "none", "text") for policy in ("base", "dpo")]
+    more += [("dpo", "int8", suite) for suite in ("task", "text", "footprint")]
+    write_run(run, [*TASK, *more, ("dpo", "none", "footprint")])
+    return run
+
+
+def only_arm(runs: Path) -> Arm:
+    (board,) = boards(load_runs(runs))
+    return board.entries[0].arm
+
+
+def test_held_out_text_has_its_change_of_loss_and_its_divergence(runs: Path) -> None:
+    (text,) = texts(only_arm(runs).stages[-1])
+    assert text.loss.difference == pytest.approx((0.1 + 0.3 + 0.2) / 3)
+    assert text.divergence == {"kl": pytest.approx(0.5), "kl_p99": 9.0}
+
+
+def test_each_format_has_its_cost_and_its_footprint(runs: Path) -> None:
+    plain, int8 = forms(only_arm(runs))
+    assert (plain.name, plain.footprint, plain.gain) == ("unquantized", {"size_mb": 260.0}, None)
+    assert int8.gain is not None
+    assert int8.gain.difference == pytest.approx(-0.25)
+    assert int8.flips == pytest.approx(2 / 8)
+    assert int8.footprint == {"size_mb": 140.0}
+    assert int8.texts[0].divergence["kl"] == pytest.approx(0.25)
+    assert int8.perplexity["wiki"] == pytest.approx(math.exp(9.9 / 3))
+
+
+def test_a_cost_is_neither_gain_nor_retention_and_the_tables_hold_all(
+    runs: Path, tmp_path: Path
+) -> None:
+    (row,) = records(boards(load_runs(runs)))
+    assert row["gain"] == pytest.approx(0.75)
+    assert (
+        row["retention_retained"] + row["retention_forgotten"] + row["retention_inconclusive"] == 1
+    )
+    assert row["wiki_kl"] == pytest.approx(0.5)
+    assert row["wiki_loss_change"] == pytest.approx(0.2)
+    assert (row["unquantized_size_mb"], row["int8_size_mb"]) == (260.0, 140.0)
+    assert row["int8_flips"] == pytest.approx(0.25)
+    build_report(runs, tmp_path / "site")
+    assert "KL 0.5000" in (tmp_path / "site/leaderboard.md").read_text("utf-8")
+    assert ", 140 MB" in (tmp_path / "site/leaderboard.md").read_text("utf-8")
+
+
+def test_the_front_is_what_no_other_point_beats() -> None:
+    assert front([(0, 0), (1, 2), (2, 1), (1, 1), (2, 1)]) == [1, 2, 4]
+    drawn = random.Random(3)
+    for _ in range(50):
+        points = [(drawn.randint(0, 4), drawn.randint(0, 4)) for _ in range(6)]
+        beaten = {
+            i
+            for i, j in itertools.permutations(range(6), 2)
+            if points[i] != points[j]
+            and all(a <= b for a, b in zip(points[i], points[j], strict=True))
+        }
+        assert front(points) == [i for i in range(6) if i not in beaten]
+
+
+def log(runs: Path, rows: Iterator[dict[str, float]]) -> None:
+    path = metrics_file(runs, "dpo")
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def test_curves_are_the_logged_rows_thinned_to_means(runs: Path) -> None:
+    rows = [{"step": step, "loss": float(step % 2), "note": "text"} for step in range(1, 1001)]
+    log(runs, iter([*rows, {"step": 1000, "eval_loss": 0.25}]))
+    (stage,) = stage_curves(only_arm(runs), "x")
+    (chart,) = stage.charts
+    assert stage.note == ""
+    assert "training from 0.6 to 0.4; held-out from 0.25 to 0.25" in chart  # means of 5 rows
+    assert chart.count(" L ") < 500
+
+
+def test_a_run_without_a_log_says_so(runs: Path) -> None:
+    (stage,) = stage_curves(only_arm(runs), "x")
+    assert (stage.charts, stage.note) == ([], "seed 0 kept no log of this stage")
+    log(runs, iter([]))
+    metrics_file(runs, "dpo").write_text("{", "utf-8")
+    (stage,) = stage_curves(only_arm(runs), "x")
+    assert stage.note == "the log of seed 0 cannot be read: JSONDecodeError"
