@@ -37,7 +37,7 @@ from evals.run import Measured, Subject
 from reward.store import read_json, write_json
 
 PROMPT = 256
-NEW = 16
+NEW = 8
 REPEATS = 5
 
 _MB = 1e6
