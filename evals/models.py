@@ -14,7 +14,8 @@ from typing import Any
 from conf.entry import UserError
 from conf.schema import Model
 from evals.gguf import convert, converted_folder
-from evals.quantize import QuantizerUnavailable, find, loading_options
+from evals.quantize import find, loading_options, trying
+from evals.results import UNQUANTIZED
 from reward.gguf import gguf_file, is_gguf
 from reward.store import fingerprint
 
@@ -33,12 +34,16 @@ def is_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or Path(path).expanduser().is_dir()
 
 
-def check(model: Model) -> None:
-    """Refuse a model that cannot be loaded, before anything is. Looks at file names only.
+def check(model: Model, quantizer: str = UNQUANTIZED) -> None:
+    """Refuse a model that cannot be loaded in a format, before anything is. Looks at file names only.
 
     Raises:
         UserError: naming the file that is missing.
     """
+    if not find(quantizer).merges and not model.adapter:
+        raise UserError(
+            f"the quantizer {quantizer!r} keeps an adapter apart from the weights, but model.adapter is not set"
+        )
     if is_gguf(model.path):
         gguf_file(model.path)
     elif is_local(model.path):
@@ -145,38 +150,66 @@ def open_model(model: Model, quantizer: str, cache: Path) -> Iterator[tuple[Any,
 
     Call `free_device` when the last reference is gone.
 
-    An adapter is merged into the weights first, so that what is quantized is what would be shipped.
-
     Raises:
         QuantizerUnavailable: when the quantizer cannot run here.
     """
     import torch
+
+    with prepared(model, quantizer, cache) as ready:
+        loaded = load(ready, quantizer)
+        if quantizer != UNQUANTIZED:  # some formats load, and only then find that they cannot run
+            with trying(quantizer), torch.inference_mode():
+                loaded(input_ids=torch.zeros((1, 8), dtype=torch.long, device=loaded.device))
+        yield loaded, load_tokenizer(ready, cache)
+
+
+@contextlib.contextmanager
+def prepared(model: Model, quantizer: str, cache: Path) -> Iterator[Model]:
+    """The model as `load` takes it: a GGUF as a folder, an adapter merged unless the format keeps it apart.
+
+    Raises:
+        QuantizerUnavailable: when the quantizer cannot run here; said before anything is converted.
+    """
+    check(model, quantizer)
+    loading_options(quantizer)
+    with contextlib.ExitStack() as stack:
+        if model.adapter and find(quantizer).merges:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="merged-"))
+            merge_adapter(model, Path(folder), cache)
+            model = replace(model, path=folder, revision=None, adapter=None)
+        yield replace(model, path=local_path(model, cache))
+
+
+def load(model: Model, quantizer: str) -> Any:
+    """A `prepared` model in a format, in evaluation mode.
+
+    Raises:
+        QuantizerUnavailable: when the quantizer cannot make it.
+        UserError: when the files cannot be read.
+    """
+    import torch
     from transformers import AutoModelForCausalLM
 
-    find(quantizer)
     options = loading_options(quantizer)
+    dtype = "auto" if model.dtype.value == "auto" else getattr(torch, model.dtype.value)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with contextlib.ExitStack() as stack:
-        if model.adapter:
-            model = stack.enter_context(_merged(model, cache))
-        dtype = "auto" if model.dtype.value == "auto" else getattr(torch, model.dtype.value)
+    with trying(quantizer):
         try:
             loaded = AutoModelForCausalLM.from_pretrained(
-                local_path(model, cache),
-                revision=model.revision,
-                dtype=dtype,
-                device_map=device,
-                **options,
+                model.path, revision=model.revision, dtype=dtype, device_map=device, **options
             )
-        except (ImportError, NotImplementedError) as error:
-            if quantizer == "none":
-                raise
-            raise QuantizerUnavailable(f"{quantizer} cannot load here: {error}") from error
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"model.path={model.path} cannot be loaded: {reason}") from error
-        loaded.eval()
-        yield loaded, load_tokenizer(model, cache)
+        if model.adapter:
+            from peft import PeftModel
+
+            # The model itself, with the adapter's layers inside: it is used like any other.
+            loaded = PeftModel.from_pretrained(loaded, model.adapter).get_base_model()
+        if convert := find(quantizer).convert:
+            with torch.inference_mode():
+                convert(loaded)
+    return loaded.eval()
 
 
 def free_device() -> None:
@@ -186,13 +219,6 @@ def free_device() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-@contextlib.contextmanager
-def _merged(model: Model, cache: Path) -> Iterator[Model]:
-    with tempfile.TemporaryDirectory(prefix="merged-") as folder:
-        merge_adapter(model, Path(folder), cache)
-        yield replace(model, path=folder, revision=None, adapter=None)
 
 
 def merge_adapter(model: Model, out: Path, cache: Path, is_classifier: bool = False) -> None:

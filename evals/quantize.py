@@ -1,15 +1,17 @@
-"""Quantizers: name → how to load the same weights in fewer bits.
+"""Quantizers: name → how the same weights are held in fewer bits.
 
-A quantizer whose library is missing is a skip with that reason, never a score of zero.
+A quantizer whose library is missing, or does not work here, is a skip with that reason, never a score of zero.
 """
 
-import importlib.util
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
+from evals.gguf import LLAMA_CPP_HINT
+from evals.provenance import versions
 
 Options = dict[str, Any]  # keyword arguments for `from_pretrained`
 
@@ -20,14 +22,16 @@ class QuantizerUnavailable(Exception):
 
 @dataclass(frozen=True)
 class Quantizer:
-    """`options` imports the library and gives the loading arguments."""
+    """A format of the weights: loaded with `options`, then changed in place by `convert`; both import the library.
+
+    `library` is the distribution on whose version the numbers depend, or `llama.cpp`. An adapter is merged into the
+    weights first, so that what is quantized is what would be shipped, unless `merges` is False.
+    """
 
     library: str | None
-    options: Callable[[], Options]
-
-
-def _none() -> Options:
-    return {}
+    options: Callable[[], Options] = dict
+    convert: Callable[[Any], None] | None = None
+    merges: bool = True
 
 
 def _int8() -> Options:
@@ -36,13 +40,13 @@ def _int8() -> Options:
     return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
 
 
-def _nf4() -> Options:
+def _bitsandbytes_4bit(kind: str) -> Options:
     import torch
     from transformers import BitsAndBytesConfig
 
     return {
         "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+            load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=torch.bfloat16
         )
     }
 
@@ -54,11 +58,43 @@ def _torchao_int8() -> Options:
     return {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig(version=2))}
 
 
+def _hqq(bits: int) -> Options:
+    """Symmetric integers, a scale for 32 weights that half-quadratic splitting finds. By torchao: transformers 5.23
+    refuses its own `HqqConfig`, and where the library hqq is installed PEFT imports it, and with it torch's compiler.
+    """
+    import torch
+    from torchao.quantization import IntxWeightOnlyConfig, PerGroup
+    from torchao.quantization.quantize_.workflows import IntxChooseQParamsAlgorithm
+    from transformers import TorchAoConfig
+
+    config = IntxWeightOnlyConfig(
+        weight_dtype=getattr(torch, f"int{bits}"),
+        granularity=PerGroup(32),
+        intx_choose_qparams_algorithm=IntxChooseQParamsAlgorithm.HQQ_SCALE_ONLY,
+    )
+    return {"quantization_config": TorchAoConfig(config)}
+
+
+def _gguf(model: Any, kind: str) -> None:
+    from evals.gguf import through_file
+
+    through_file(model, kind)
+
+
 QUANTIZERS: dict[str, Quantizer] = {
-    "none": Quantizer(None, _none),
+    "none": Quantizer(None),
+    "unmerged": Quantizer("peft", merges=False),  # the adapter beside the weights
     "int8": Quantizer("bitsandbytes", _int8),  # LLM.int8(), Dettmers et al. 2022, arXiv 2208.07339
-    "nf4": Quantizer("bitsandbytes", _nf4),  # QLoRA's NormalFloat, Dettmers et al. 2023, 2305.14314
+    # QLoRA's NormalFloat, Dettmers et al. 2023, 2305.14314, and the plain 4-bit float beside it
+    "nf4": Quantizer("bitsandbytes", lambda: _bitsandbytes_4bit("nf4")),
+    "fp4": Quantizer("bitsandbytes", lambda: _bitsandbytes_4bit("fp4")),
     "torchao_int8": Quantizer("torchao", _torchao_int8),  # weights only
+    # Half-quadratic quantization, Badri and Shaji 2023, https://mobiusml.github.io/hqq_blog/
+    "hqq4": Quantizer("torchao", lambda: _hqq(4)),
+    "hqq3": Quantizer("torchao", lambda: _hqq(3)),
+    # llama.cpp's formats, scored by this backend: written to a file, read back, dequantized
+    "gguf_q8_0": Quantizer("gguf", convert=lambda model: _gguf(model, "Q8_0")),
+    "gguf_q4_k_m": Quantizer("llama.cpp", convert=lambda model: _gguf(model, "Q4_K_M")),
 }
 
 
@@ -83,9 +119,30 @@ def loading_options(name: str) -> Options:
         QuantizerUnavailable: when the library is not installed or does not work here.
     """
     quantizer = find(name)
-    if quantizer.library and importlib.util.find_spec(quantizer.library) is None:
-        raise QuantizerUnavailable(f"{quantizer.library} is not installed")
-    try:
+    if quantizer.library and versions(quantizer.library)[quantizer.library] is None:
+        hint = f": {LLAMA_CPP_HINT}" if quantizer.library == "llama.cpp" else ""
+        raise QuantizerUnavailable(f"{quantizer.library} is not installed{hint}")
+    with trying(name):
         return quantizer.options()
-    except ImportError as error:
-        raise QuantizerUnavailable(f"{quantizer.library} cannot be used here: {error}") from error
+
+
+@contextlib.contextmanager
+def trying(name: str) -> Iterator[None]:
+    """Turn what a quantizer's library says against this machine or model into the reason of a skip.
+
+    Files that cannot be read and memory that is not there are no fault of the format, and pass.
+
+    Raises:
+        QuantizerUnavailable: with the library's own words.
+    """
+    import torch
+
+    try:
+        yield
+    except (UserError, QuantizerUnavailable, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if name == "none":
+            raise
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise QuantizerUnavailable(f"{name} cannot run here: {said[0]}") from error

@@ -167,7 +167,7 @@ def check_request(request: Request) -> None:
     """
     for name in request.formats():
         find(name)
-    check(request.model)
+    check(request.model, request.quantizer)
     if request.reference is not None:
         check(request.reference)
     check_suite(request.suite)
