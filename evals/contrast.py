@@ -145,7 +145,9 @@ class Contrast:
         mean = _over_seeds([_change(delta) for delta in paired], reasons)
         return dataclasses.replace(
             row,
-            change=_judged(mean, self.margin, role, first.higher_is_better),
+            change=mean
+            if first.is_divergence
+            else _judged(mean, self.margin, role, first.higher_is_better),
             flips=statistics.fmean(delta.flips for delta in paired),
             p=max(delta.p for delta in paired),
             p_adjusted=max(delta.p_adjusted for delta in paired),

@@ -165,6 +165,7 @@ class Delta:
     bootstrap_low: float = math.nan  # paired bootstrap interval
     bootstrap_high: float = math.nan
     missing: int = 0  # documents without a value on a side, left out
+    is_divergence: bool = False  # from the baseline itself: shown, not judged
     note: str = ""
 
 
@@ -224,6 +225,10 @@ def _margin_of(delta: Delta, margin: float, margins: Mapping[str, float]) -> flo
 
 
 def _verdict_of(delta: Delta, role: str, margin: float) -> str:
+    if (
+        delta.is_divergence
+    ):  # of two models that differ at all, its interval never holds the neutral value
+        return ""
     return verdict(delta.ci_low, delta.ci_high, margin, role, delta.higher_is_better)
 
 
@@ -364,7 +369,7 @@ def _divergence(score: Score, samples: list[Sample]) -> Delta:
         metrics = {metric: neutral} if metric in sample.metrics else {}
         weighted = {metric: (neutral * weight, weight, scale)} if metric in sample.weighted else {}
         pairs.append((Sample({**sample.row, "answer": None}, metrics, weighted), sample))
-    return dataclasses.replace(_paired(baseline, score, pairs), flips=math.nan)
+    return dataclasses.replace(_paired(baseline, score, pairs), flips=math.nan, is_divergence=True)
 
 
 def _delta(
