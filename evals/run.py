@@ -161,7 +161,10 @@ def check_request(request: Request) -> None:
         find(name)
     check(request.model)
     if request.reference is not None:
-        check(request.reference)
+        try:
+            check(request.reference)
+        except UserError as error:
+            raise UserError(f"reference: {error}") from error
     check_suite(request.suite)
 
 
