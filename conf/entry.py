@@ -245,6 +245,11 @@ def _config_message(error: BaseException, schema: type[Any] | None) -> str | Non
 
     if isinstance(error, ValueError) and "--multirun, --cfg" in str(error):
         return _first_line(error)
+    if isinstance(error, AssertionError) and "Unexpected type for root" in str(error):
+        return (
+            "a part of something optional is set, which is null until it is chosen: "
+            "such as model@reference=path reference.path=PATH"
+        )
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error

@@ -188,7 +188,8 @@ class Contrast:
             change = _with_seeds(_change(delta), [usable])
             change = _with_reasons(dataclasses.replace(change, note="; ".join(gaps)), reasons)
             margin = margin_of(delta, self.margin, self.margins)
-            change = _judged(change, margin, role, delta.higher_is_better)
+            if not delta.is_divergence:
+                change = _judged(change, margin, role, delta.higher_is_better)
         shared = {item.name for item in dataclasses.fields(Row)} & vars(delta).keys()
         return Row(suite, role, change, **{name: getattr(delta, name) for name in shared})
 

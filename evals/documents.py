@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from conf.entry import UserError, entry
-from conf.schema import Documents, Suite
+from conf.schema import Documents, Kind, Suite
 
 
 def write_documents(suite: Suite, out: Path) -> Counter[str]:
@@ -27,7 +27,7 @@ def write_documents(suite: Suite, out: Path) -> Counter[str]:
     """
     import datasets
 
-    from evals import harness
+    from evals import harness, heldout
     from evals.models import quiet
 
     quiet()
@@ -37,7 +37,8 @@ def write_documents(suite: Suite, out: Path) -> Counter[str]:
     written: Counter[str] = Counter()
     try:
         with partial.open("w", encoding="utf-8") as file:
-            for task, number, text in harness.documents(suite):
+            read = heldout.documents if suite.kind is Kind.text else harness.documents
+            for task, number, text in read(suite):
                 row = {"task": task, "doc": number, "text": text}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 written[task] += 1

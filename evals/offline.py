@@ -7,6 +7,8 @@ SciQ), the validation split is scored; and BoolQ's passages lack the title that 
 
 import functools
 import importlib.util
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,21 @@ FOLDERS = {
     "winogrande": "winogrande/winogrande_xl",
 }
 MMLU = "hails/mmlu_no_train"
+
+
+def _described(row: dict[str, Any]) -> str:
+    """A HellaSwag context with its right ending. The marks of wikiHow's headings are no prose."""
+    return re.sub(
+        r"\s*\[\w+\]\s*", " ", f"{row['ctx']} {row['endings'][int(row['label'])]}"
+    ).strip()
+
+
+# task → its running text: passages of Wikipedia (BoolQ), of science textbooks (SciQ), captions and instructions
+TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "boolq": lambda row: str(row["passage"]),
+    "hellaswag": _described,
+    "sciq": lambda row: str(row["support"]),
+}
 
 
 def root() -> Path:
@@ -60,6 +77,30 @@ def members(task: str) -> dict[str, dict[str, Any]]:
             f"there is no offline task {task!r}.{did_you_mean(task, FOLDERS)} There are: {known}"
         )
     return {task: _override(FOLDERS[task])}
+
+
+def check_text(task: str) -> None:
+    """Refuse a task that has no running text, or an absent package.
+
+    Raises:
+        UserError: naming the tasks that have.
+    """
+    if task not in TEXTS:
+        raise UserError(
+            f"there is no offline text {task!r}.{did_you_mean(task, TEXTS)} There are: {', '.join(TEXTS)}"
+        )
+    root()
+
+
+def texts(task: str) -> Iterator[str]:
+    """The running text of a task's validation split, each text once (BoolQ asks several questions of a passage).
+
+    Raises:
+        UserError: as `check_text`.
+    """
+    check_text(task)
+    rows = _split(root() / FOLDERS[task] / "validation")
+    return iter(dict.fromkeys(TEXTS[task](row) for row in rows))
 
 
 def _override(folder: str) -> dict[str, Any]:

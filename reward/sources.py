@@ -104,6 +104,18 @@ def local_files(source: str) -> list[Path]:
     return files
 
 
+def matching(source: str) -> list[str]:
+    """The files and folders that a path or a glob names, in the order of their names."""
+    path = os.path.expanduser(source)
+    return [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+
+
+def is_on_hub(source: str) -> bool:
+    """Whether a source can only mean a dataset of the hub."""
+    is_here = source.startswith("demo:") or matching(source) or _looks_local(source)
+    return not is_here and bool(_HUB_ID.fullmatch(source))
+
+
 def _check_readable(file: Path) -> None:
     """Refuse a file that would otherwise be missing from the data without a word."""
     if file.is_symlink() and not os.path.exists(file):

@@ -10,7 +10,7 @@ import pytest
 
 from align.plan import NOT_READ, Plan, make_plan, preflight
 from conf.entry import UserError
-from conf.schema import Align, Data, LaunchKind, Model, Peft, Role, Stage, Suite
+from conf.schema import Align, Data, Kind, LaunchKind, Model, Peft, Role, Stage, Suite, Text
 
 
 @pytest.fixture
@@ -136,6 +136,30 @@ def test_every_policy_is_evaluated_and_the_last_one_quantized(config: Align) -> 
         ("dpo", "nf4"),
     ]
     assert plan.final == "dpo"
+
+
+def test_each_policy_diverges_from_the_base_and_a_quantized_form_from_its_weights(
+    config: Align, tmp_path: Path
+) -> None:
+    texts = {"notes": Text(source=str(tmp_path / "notes.txt"))}
+    config.evaluation.suites = {"heldout": Suite(kind=Kind.text, texts=texts)}
+    config.evaluation.quantizers = ["int8"]
+    plan = make_plan(config)
+    base, final = plan.policies["base"], plan.policies["dpo"]
+    found = [(policy, r.quantizer, r.reference) for policy, r in plan.evaluations]
+    assert found == [
+        ("base", "none", base),
+        ("sft", "none", base),
+        ("dpo", "none", base),
+        ("dpo", "int8", final),
+    ]
+    assert {r.reference_quantizer for _, r in plan.evaluations} == {"none"}
+    first, _, _, quantized = (request for _, request in plan.evaluations)
+    assert first.is_its_own_reference(tmp_path)
+    assert not quantized.is_its_own_reference(tmp_path)
+    assert "notes.txt" in refusal(config)  # before any training
+    (tmp_path / "notes.txt").write_text("Held out.", encoding="utf-8")
+    preflight(config, make_plan(config))
 
 
 def test_a_reward_model_is_no_policy(config: Align) -> None:
