@@ -99,7 +99,9 @@ def _answer(row: dict[str, Any]) -> str:
     responses = row["filtered_resps"]
     if all(isinstance(response, str) for response in responses):
         return "\n".join(responses)
-    options = [str(arguments[1]) for arguments in row["arguments"]]
+    options = [
+        "".join(map(str, arguments[1:2])) for arguments in row["arguments"]
+    ]  # a text has none
     pairs = zip(responses, options, strict=False)
     return "\n".join(
         f"{float(r[0] if isinstance(r, tuple | list) else r):.3f} {o}" for r, o in pairs

