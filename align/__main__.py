@@ -5,11 +5,14 @@ from typing import Any
 
 from conf.entry import entry
 from conf.schema import Align
+from evals import network
 
 
 @entry("align", Align)
 def main(config: Align, overrides: list[str]) -> float | None:
     """Run one experiment."""
+    if config.offline:
+        network.close()
     from align.run import run
 
     signal.signal(signal.SIGTERM, _as_interrupt)

@@ -8,6 +8,7 @@ from align.artifact import Job
 from align.launch import die_with_parent
 from align.plan import STAGES
 from conf.entry import plainly
+from evals import network
 from reward.store import read_json
 
 
@@ -15,6 +16,7 @@ def main() -> None:
     """Run the job's stage; exit code 2 and one message when the user can put the failure right."""
     die_with_parent()
     with plainly():
+        network.inherit()
         job = Job.from_json(read_json(Path(sys.argv[1])))
         module, function = STAGES[job.stage].run.split(":")
         getattr(importlib.import_module(module), function)(job)

@@ -301,6 +301,16 @@ class Evals:
 
 
 @dataclass
+class Prefetch:
+    """What an evaluation needs, brought into the local caches."""
+
+    model: Model = field(default_factory=lambda: Model(path=""))  # none: only what the suite needs
+    suite: Suite = field(default_factory=Suite)
+    offline: bool = False  # fetch nothing, only look whether all is here
+    paths: Paths = field(default_factory=Paths)
+
+
+@dataclass
 class Documents:
     """The documents of a suite, written to a file."""
 

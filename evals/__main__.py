@@ -5,11 +5,14 @@ from pathlib import Path
 
 from conf.entry import entry
 from conf.schema import Evals
+from evals import network
 
 
 @entry("evals", Evals)
 def main(config: Evals, overrides: list[str]) -> float | None:
     """Evaluate, print a table, and leave `results.json` with one JSONL a task."""
+    if config.offline:
+        network.close()
     # Here, not above: --help and a config error must not wait for scipy.
     from evals.models import quiet
     from evals.run import Request, check_request, evaluate

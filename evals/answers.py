@@ -119,7 +119,9 @@ def _answer(row: dict[str, Any], kind: str) -> str:
         return answer_of(row) or ""
     if all(isinstance(response, str) for response in responses):
         return "\n".join(responses)
-    options = [str(arguments[1]) for arguments in row["arguments"]]
+    options = [
+        "".join(map(str, arguments[1:2])) for arguments in row["arguments"]
+    ]  # a text has none
     pairs = zip(responses, options, strict=False)
     return "\n".join(
         f"{float(r[0] if isinstance(r, tuple | list) else r):.3f} {o}" for r, o in pairs

@@ -15,11 +15,12 @@ from typing import Any
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
 from conf.schema import Suite, TaskSource
-from evals import clusters, offline
+from evals import clusters, offline, punkt
 from evals.answers import is_number, label_of, records, values_of
 from evals.generated import Column, check_groups, measured
 from evals.metrics import METRICS, summary
 from evals.models import identity, open_model
+from evals.progress import Answers, answers_file
 from evals.results import Score
 from evals.run import Measured, Subject, reader_of
 from reward.store import canonical, content_key
@@ -87,6 +88,7 @@ def _manager(include: tuple[str, ...], has_published: bool) -> Any:
     """lm-eval's index of tasks. That of the published ones takes seconds."""
     from lm_eval.tasks import TaskManager
 
+    punkt.spare_downloads()
     return TaskManager(include_path=list(include), include_defaults=has_published)
 
 
@@ -110,8 +112,8 @@ def _load(manager: Any, name: str, suite: Suite) -> dict[str, Any]:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"task {name!r} cannot be loaded: {reason}. If this machine has no network, choose a suite "
-            "with source: offline, or put the dataset into the Hugging Face cache first"
+            f"task {name!r} cannot be loaded: {reason}. If this machine has no network, choose a suite with "
+            "source: offline, or run `python -m evals.prefetch` with this suite where there is one"
         ) from error
 
 
@@ -191,6 +193,7 @@ def settings(
         "source": suite.source.value,
         "limit": suite.limit,
         "sample_seed": suite.sample_seed,
+        "fewshot_as_multiturn": suite.apply_chat_template,
         "chat_template": content_key(template) if template else None,
         "system_instruction": suite.system_instruction,
         "gen_kwargs": suite.gen_kwargs,
@@ -233,12 +236,15 @@ def measure(subject: Subject, out: Path) -> Measured:
     suite = subject.request.suite
     key = canonical(dataclasses.asdict(suite))
     if key not in _LOADED or suite.prompts:  # a file of prompts may have changed, and loads at once
-        _LOADED[key] = load_groups(suite)
+        loaded = load_groups(suite)
+        for group in loaded:
+            punkt.require(group.name, group.tasks, group.documents)
+        _LOADED[key] = loaded
     groups = _LOADED[key]
     model, tokenizer = subject.open()
     found = settings(suite, groups, tokenizer, subject.request.model.dtype.value, model.device.type)
     with _reader(subject) as reader:
-        scores, samples = score(model, tokenizer, suite, groups, out, reader)
+        scores, samples = score(subject, groups, reader, out)
     if (other := reader_of(suite)) is not None:
         found["perplexity_model"] = identity(other, subject.cache)["weights"]
     return Measured(found, scores, samples)
@@ -253,42 +259,37 @@ def _reader(subject: Subject) -> contextlib.AbstractContextManager[tuple[Any, An
 
 
 def score(
-    model: Any,
-    tokenizer: Any,
-    suite: Suite,
-    groups: list[Group],
-    out: Path,
-    reader: tuple[Any, Any],
+    subject: Subject, groups: list[Group], reader: tuple[Any, Any], out: Path
 ) -> tuple[list[Score], dict[str, str]]:
-    """Score an opened model on loaded groups: the scores, and the name of each group's sample file."""
+    """Score an opened model on loaded groups: the scores, and the name of each group's sample file.
+
+    Every number is lm-eval's own, to the last digit, under its own seeds and defaults; see docs/evaluation.md.
+    """
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
 
-    chats: dict[str, Any] = {}  # prompt → the messages that it was rendered from
+    from evals.backend import Backend
 
-    class Backend(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
-        def apply_chat_template(self, chat_history: Any, *args: Any, **kwargs: Any) -> str:
-            text = str(super().apply_chat_template(chat_history, *args, **kwargs))
-            chats[text] = chat_history
-            return text
-
-    for group in groups:
-        for (
-            task
-        ) in group.tasks.values():  # few-shot examples are drawn anew, and equally, for each model
-            task.set_fewshot_seed(seed=suite.sample_seed)
+    suite = subject.request.suite
+    model, tokenizer = subject.open()
+    for group in groups:  # few-shot examples are drawn anew, and equally, for each model
+        for task in group.tasks.values():
+            task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED + suite.sample_seed)
     lm = Backend(
+        Answers(answers_file(subject.cache, subject.request.key(subject.cache))),
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=suite.batch_size,
         softmax_dtype=SOFTMAX_DTYPE,
     )
+    _seed()
     outcome = lm_eval.evaluate(
         lm=lm,
         task_dict={"tasks": {name: task for group in groups for name, task in group.tasks.items()}},
         samples={name: docs for group in groups for name, docs in group.documents.items()},
         system_instruction=suite.system_instruction,
         apply_chat_template=suite.apply_chat_template,
+        fewshot_as_multiturn=suite.apply_chat_template,  # as lm-eval's command line does
         bootstrap_iters=1000,
     )
     scores, files = [], {}
@@ -297,10 +298,21 @@ def score(
         further = measured(suite, group, rows, reader)
         files[group.name] = f"samples_{group.name}.jsonl"
         with (out / files[group.name]).open("w", encoding="utf-8") as file:
-            for row in records(group, rows, chats, suite.clusters, further):
+            for row in records(group, rows, lm.chats, suite.clusters, further):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         scores += _scores(group, outcome, rows, further)
     return scores, files
+
+
+def _seed() -> None:
+    """Seed what sampled answers are drawn with as `lm_eval.simple_evaluate` does."""
+    import numpy as np
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+    from lm_eval.utils import set_torch_seed
+
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    set_torch_seed(DEFAULT_OTHER_SEED)
 
 
 def _scores(

@@ -17,9 +17,17 @@ from evals.gguf import convert, converted_folder
 from evals.quantize import find, loading_options, trying
 from evals.results import UNQUANTIZED
 from reward.gguf import gguf_file, is_gguf
-from reward.store import fingerprint
+from reward.store import MANIFEST, content_key, fingerprint
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+_LOADED = {
+    ".safetensors",
+    ".json",
+    ".model",
+    ".txt",
+    ".jinja",
+    ".tiktoken",
+}  # endings of what is loaded
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 
 
@@ -92,22 +100,28 @@ def identity(model: Model, cache: Path) -> dict[str, Any]:
     """What a result depends on in a model: content hashes for local files, the commit for a hub id."""
     if is_gguf(model.path):
         weights = converted_folder(model.path, cache).name
-    elif is_local(model.path):
-        weights = fingerprint(Path(model.path).expanduser(), cache / "fingerprints.json")
     else:
-        weights = f"{model.path}@{hub_commit(model.path, model.revision)}"
+        weights = _content(model.path, model.revision, cache)
     return {
         "weights": weights,
-        "adapter": model.adapter and fingerprint_or_name(model.adapter, cache),
+        "adapter": model.adapter and _content(model.adapter, None, cache),
         "dtype": model.dtype.value,
         "chat_template": model.chat_template and fingerprint(Path(model.chat_template)),
     }
 
 
-def fingerprint_or_name(path: str, cache: Path) -> str:
-    """Content hash of a local folder, the name of anything on the hub."""
-    local = Path(path).expanduser()
-    return fingerprint(local, cache / "fingerprints.json") if local.exists() else path
+def _content(path: str, revision: str | None, cache: Path) -> str:
+    """Hash of what is loaded from a local folder, wherever it stands; id and commit of anything on the hub."""
+    if not is_local(path):
+        return f"{path}@{hub_commit(path, revision)}"
+    # Not the key in its manifest: a model trained again, or edited by hand, has other bytes under the same key.
+    folder = Path(path).expanduser()
+    files = [file for file in folder.glob("*") if file.suffix in _LOADED and file.name != MANIFEST]
+    files += folder.glob("additional_chat_templates/*.jinja")
+    known = cache / "fingerprints.json"
+    return content_key(
+        sorted((str(file.relative_to(folder)), fingerprint(file, known)) for file in files)
+    )
 
 
 @functools.cache

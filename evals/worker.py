@@ -6,6 +6,7 @@ from typing import Any
 
 from conf.entry import built, plain, plainly
 from conf.schema import Model, Suite
+from evals import network
 from evals.models import quiet
 from evals.run import Request, evaluate
 from reward.store import read_json
@@ -32,6 +33,7 @@ def request_from_json(value: dict[str, Any]) -> Request:
 def main() -> None:
     """Evaluate every request of the file; a line on stdout for each result."""
     with plainly():
+        network.inherit()
         quiet()
         requests = [request_from_json(item) for item in read_json(Path(sys.argv[1]))]
         for request, result in zip(requests, evaluate(requests, Path(sys.argv[2])), strict=True):

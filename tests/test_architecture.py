@@ -24,7 +24,7 @@ HEAVY = {
 }
 # module → the only places that may import it
 DOORS = {
-    "lm_eval": ("evals/harness.py", "evals/tasks/"),
+    "lm_eval": ("evals/harness.py", "evals/backend.py", "evals/tasks/"),
     "trl": ("align/stages/", "align/ppo/"),
     "wandb": ("evals/track.py",),
 }
@@ -84,6 +84,7 @@ def loaded_after(*argv: str) -> tuple[set[str], int]:
         (("align", "--help"), 0),
         (("evals", "--help"), 0),
         (("evals.documents", "--help"), 0),
+        (("evals.prefetch", "--help"), 0),
         (("evals.sample", "--help"), 0),
         (("evals.mine", "--help"), 0),
         (("reward.score", "--help"), 0),
@@ -93,6 +94,7 @@ def loaded_after(*argv: str) -> tuple[set[str], int]:
         (("align", "+experiment=demo", "seed=abc"), 2),
         (("evals", "model.path=x", "suite=nope"), 2),
         (("evals.documents", "suite=gsm8k"), 2),
+        (("evals.prefetch", "suite=local"), 2),
         (("evals.sample", "model.path=x", "source=demo:held_out", "out=x.jsonl", "n=0"), 2),
     ],
 )
