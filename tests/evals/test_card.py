@@ -43,7 +43,9 @@ def test_a_card_is_read_back_with_the_scores_of_the_records(run: Path) -> None:
 def test_the_text_holds_deltas_settings_and_commands(run: Path) -> None:
     text = ModelCard.load(write_card(run / "run.json")).text
     (row,) = leaderboard_rows(run.parent)
-    interval = f"[{100 * row['gain_ci_low']:+.1f}, {100 * row['gain_ci_high']:+.1f}]"
+    interval = f"[{100 * row['gain_ci_low']:+.1f}, {100 * row['gain_ci_high']:+.1f}]".replace(
+        "-", "−"
+    )
     assert f"+50.0 {interval} {row['gain_verdict']}" in text
     assert "| int8 | −12.5 [" in text
     assert "12.5 %" in text  # one document of eight flipped
