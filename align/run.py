@@ -19,10 +19,10 @@ from align.plan import STAGES, Plan, make_plan, preflight
 from align.stages.common import METRICS
 from conf.entry import UserError, plain
 from conf.schema import Align
-from evals.card import write_card
-from evals.curves import metrics_file
 from evals.report import build_report, leaderboard_rows
 from evals.results import EvalResult, compare
+from evals.site.card import write_card
+from evals.site.curves import metrics_file
 from evals.track import Tracker, redact
 from evals.worker import request_to_json
 from reward.store import MANIFEST, build_once, content_key, is_complete, read_json, write_json

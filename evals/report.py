@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from conf.entry import UserError, plainly
-from evals import armpage, card, datapage, page, samplespage, tables
 from evals.leaderboard import boards, leaderboard_rows
-from evals.places import DATA, INDEX, places
 from evals.runs import load_runs
+from evals.site import armpage, card, datapage, page, samplespage, tables
+from evals.site.places import DATA, INDEX, places
 
 __all__ = ["build_report", "leaderboard_rows", "main"]
 

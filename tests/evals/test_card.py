@@ -6,9 +6,9 @@ import pytest
 from huggingface_hub import ModelCard
 from test_report import BASE, GENERAL, TASK, marks, write_evaluation, write_run, write_task
 
-from evals.card import CARD, write_card
 from evals.leaderboard import leaderboard_rows
 from evals.report import build_report
+from evals.site.card import CARD, write_card
 from reward.store import read_json, write_json
 
 

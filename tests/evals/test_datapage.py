@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from conf.schema import Clean, Data, Part
-from evals.datafindings import tables
-from evals.datapage import gap_meaning
-from evals.datause import Look
-from evals.plots import Spread, spread_chart
 from evals.report import build_report
+from evals.site.datafindings import tables
+from evals.site.datapage import gap_meaning
+from evals.site.datause import Look
+from evals.site.plots import Spread, spread_chart
 from reward.data import prepare
 from reward.findings import KINDS
 from reward.store import read_json, write_json

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from test_report import BASE, TASK, marks, write_evaluation, write_run, write_task
 
-from evals.curves import metrics_file, stage_curves
-from evals.graphs import front
 from evals.leaderboard import Arm, boards
-from evals.measured import forms, texts
 from evals.report import build_report
 from evals.results import EvalResult, Score
 from evals.runs import load_runs
-from evals.tables import records
+from evals.site.curves import metrics_file, stage_curves
+from evals.site.graphs import front
+from evals.site.measured import forms, texts
+from evals.site.tables import records
 
 
 def write_text(folder: Path, quantizer: str, losses: list[float], kl: float | None) -> None:

@@ -18,7 +18,7 @@ import pytest
 from evals.leaderboard import leaderboard_rows, rank_ranges
 from evals.report import build_report, main
 from evals.results import EvalResult, Score
-from evals.samplespage import CHARACTERS, DOCUMENTS, likelihoods
+from evals.site.samplespage import CHARACTERS, DOCUMENTS, likelihoods
 from reward.store import write_json
 
 Answers = Sequence[tuple[str, float]]  # answer and score of each document

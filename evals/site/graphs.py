@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from evals.plots import ACCENT, INK, LINE, MUTED, UNSURE, WIDTH, svg
+from evals.site.plots import ACCENT, INK, LINE, MUTED, UNSURE, WIDTH, svg
 
 _NAMED = 8  # with more points than this, only those of the front are named
 _LONGEST_NAME = 34

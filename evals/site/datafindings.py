@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 from unicodedata import category
 
-from evals.datause import Look
+from evals.site.datause import Look
 from reward.findings import KINDS, UNUSABLE, Kind, Severity
 
 _EXAMPLES = 3

@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evals.graphs import Curve, curve_chart
 from evals.leaderboard import Arm
 from evals.results import read_jsonl
 from evals.runs import Run
+from evals.site.graphs import Curve, curve_chart
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from evals.contrast import Contrast, Row
 from evals.leaderboard import Arm, boards
-from evals.markup import count, duration, percent, probability, value
-from evals.measured import forms, texts
 from evals.results import EvalResult
 from evals.runs import load_run
-from evals.tables import cell, change_text, score_text, table
+from evals.site.markup import count, duration, percent, probability, value
+from evals.site.measured import forms, texts
+from evals.site.tables import cell, change_text, score_text, table
 from reward.store import read_json
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from evals.contrast import Contrast
 from evals.leaderboard import Arm, Board
-from evals.markup import slug
 from evals.results import EvalResult
 from evals.runs import Run, Variant
+from evals.site.markup import slug
 
 INDEX, DATA = "index.html", "data.html"
 _JUDGED = ("gain", "retention")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conf.entry import UserError
-from evals.markup import environment, script, shortened
 from evals.pairing import Sample
-from evals.places import INDEX, Compared, Place
 from evals.results import EvalResult, Score
 from evals.runs import Run
+from evals.site.markup import environment, script, shortened
+from evals.site.places import INDEX, Compared, Place
 
 # What a page holds at most. Documents that are scored differently come first, gained and lost in turn.
 DOCUMENTS = 200

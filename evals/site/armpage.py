@@ -5,14 +5,14 @@ import math
 from typing import Any, NamedTuple
 
 from evals.contrast import Change, Contrast, Row
-from evals.curves import StageCurves, stage_curves
-from evals.graphs import Spot, trade_chart
 from evals.leaderboard import MeanScore
-from evals.markup import count, duration, environment, percent, script
-from evals.measured import Form, Text, forms, texts
-from evals.places import INDEX, Compared, Place
-from evals.plots import Pair, Point, dumbbell_chart, forest_chart, score_chart
 from evals.runs import Run
+from evals.site.curves import StageCurves, stage_curves
+from evals.site.graphs import Spot, trade_chart
+from evals.site.markup import count, duration, environment, percent, script
+from evals.site.measured import Form, Text, forms, texts
+from evals.site.places import INDEX, Compared, Place
+from evals.site.plots import Pair, Point, dumbbell_chart, forest_chart, score_chart
 
 # Metric, column, and the direction in which its column is sorted first: the better end up.
 _FOOTPRINTS = [

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evals.datafindings import FoundBy, kind_of, severities, tables
-from evals.datause import Used, arms_text, read_usage
 from evals.leaderboard import Board
-from evals.markup import count, environment, percent, whole
-from evals.plots import Spread, spread_chart
+from evals.site.datafindings import FoundBy, kind_of, severities, tables
+from evals.site.datause import Used, arms_text, read_usage
+from evals.site.markup import count, environment, percent, whole
+from evals.site.plots import Spread, spread_chart
 from reward.findings import KINDS, UNUSABLE
 
 _QUANTILES = ("0", "5", "25", "50", "75", "95", "100")

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from evals.contrast import Change
-from evals.graphs import Spot, trade_chart
 from evals.leaderboard import Arm, MeanScore
-from evals.markup import environment, script
-from evals.measured import texts
-from evals.places import Place
 from evals.runs import Run
+from evals.site.graphs import Spot, trade_chart
+from evals.site.markup import environment, script
+from evals.site.measured import texts
+from evals.site.places import Place
 
 
 def render(places: Sequence[Place], data_page: str = "") -> str:

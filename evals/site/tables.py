@@ -9,8 +9,8 @@ from typing import Any
 
 from evals.contrast import Change
 from evals.leaderboard import Arm, Board, MeanScore, rows_of
-from evals.markup import interval, signed, value
-from evals.measured import forms, texts
+from evals.site.markup import interval, signed, value
+from evals.site.measured import forms, texts
 
 
 def records(found: Sequence[Board]) -> list[dict[str, Any]]:
