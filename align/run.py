@@ -29,7 +29,9 @@ from reward.store import MANIFEST, build_once, content_key, is_complete, read_js
 from reward.versions import AUDIT
 
 # Overrides that say which run this is or where it goes, not which arm of the experiment.
-_NOT_AN_ARM = re.compile(r"^\+*(experiment|seed|paths|track|launch|plan_only|hydra|name|title)\b")
+_NOT_AN_ARM = re.compile(
+    r"^\+*(experiment|seed|paths|track|launch|plan_only|offline|hydra|name|title)\b"
+)
 
 
 def run(config: Align, overrides: list[str]) -> float | None:

@@ -94,7 +94,7 @@ def loaded_after(*argv: str) -> tuple[set[str], int]:
         (("align", "+experiment=demo", "seed=abc"), 2),
         (("evals", "model.path=x", "suite=nope"), 2),
         (("evals.documents", "suite=gsm8k"), 2),
-        (("evals.prefetch", "suite=local"), 2),
+        (("evals.prefetch", "suite=nope"), 2),
         (("evals.sample", "model.path=x", "source=demo:held_out", "out=x.jsonl", "n=0"), 2),
     ],
 )

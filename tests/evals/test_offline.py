@@ -97,7 +97,8 @@ def test_an_experiment_connects_to_nothing(tiny_model: Path, tmp_path: Path) -> 
         *(f"paths.root={tmp_path / 'out'}", "launch=torchrun", "launch.nproc_per_node=2"),
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert list((tmp_path / "out").glob("runs/*/*/run.json"))
+    (record,) = (tmp_path / "out").glob("runs/*/*/run.json")
+    assert "offline" not in record.parent.name  # no arm of its own
     assert hosts == []
 
 
