@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Weak ridges keep the estimates finite when a judge is never in doubt; they move no rate by more than 0.1 points.
-_RIDGE = 1e-3
+# Ridges on θ, φ and a known difficulty's ψ; they move no rate by 0.1 points where the data speak. Where a judge goes by
+# length without exception, θ is known only up to the gap between shorter and longer answers, and φ is what may grow:
+# the rate is then 50, with an interval that says that nothing is known.
+_RIDGES = (0.005, 1e-12, 1e-3)
+_DOUBTFUL = 2.0  # Σ p (1 − p) below which residuals say nothing of the error: the fit is perfect
 # Of difficulty in a joint fit, one is chosen by cross-validation: with graded preferences difficulty can be followed
 # exactly, with plain verdicts of few models that would be following noise. A strong ridge leaves difficulty to the
 # length term where the two go together (by 3.6 points on simulated verdicts of 12 models, 1.3 with the rule below), so
@@ -33,9 +36,10 @@ _TOLERANCE, _ROUGHLY = 1e-12, 1e-5  # of the loss, relative
 class Controlled:
     """A length-controlled win rate of one model.
 
-    `rate` and `stderr` are shares, not percent; the standard error is that of the delta method over instructions (each
-    instruction's influence on the estimate, so that the noise of θ, φ, ψ and of joint difficulties is in it). The
-    coefficients are those of the model above; `difficulty` (ψ) is None where the fit is on length alone.
+    `rate` and `stderr` are shares, not percent. The standard error is that of the delta method over instructions (from
+    each one's influence on the estimate, so that the noise of θ, φ, ψ and of joint difficulties is in it); where the
+    fit is perfect, and there are no residuals, that of the curvature, and at most 0.5. The coefficients are those of
+    the model above; `difficulty` (ψ) is None where the fit is on length alone.
     """
 
     rate: float
@@ -78,7 +82,7 @@ def fit_alone(preferences: Array, lengths: Array, difficulties: Array | None = N
     design = np.column_stack([ones, lengths, *extra])  # (n, 2 or 3)
     is_judged = np.isfinite(preferences)
     seen, wanted = design[is_judged], preferences[is_judged]
-    ridge = _RIDGE * np.eye(design.shape[1])
+    ridge = np.diag(_RIDGES[: design.shape[1]])
     weights = np.zeros(design.shape[1])
 
     def loss(at: Array) -> float:
@@ -90,7 +94,7 @@ def fit_alone(preferences: Array, lengths: Array, difficulties: Array | None = N
         p = logistic(seen @ weights)
         information = (seen * (p * (1 - p))[:, None]).T @ seen + ridge
         step = np.linalg.solve(information, seen.T @ (wanted - p) - ridge @ weights)
-        if np.abs(step).max() < 1e-8:
+        if np.abs(step).max() < 1e-8 * (1 + np.abs(weights).max()):
             break
         weights = weights + _step_size(loss, weights, step) * step
     p = logistic(seen @ weights)
@@ -98,12 +102,13 @@ def fit_alone(preferences: Array, lengths: Array, difficulties: Array | None = N
     equal = np.column_stack([ones, 0 * lengths, *extra])
     rates = logistic(equal @ weights)
     slope = equal.T @ (rates * (1 - rates)) / n
+    direction = np.linalg.solve(information, slope)
     influence = (rates - rates.mean()) / n
-    influence[is_judged] += (seen * (wanted - p)[:, None]) @ np.linalg.solve(information, slope)
+    influence[is_judged] += (seen * (wanted - p)[:, None]) @ direction
+    is_perfect = (p * (1 - p)).sum() < _DOUBTFUL
+    stderr = min(0.5, math.sqrt(slope @ direction)) if is_perfect else _stderr(influence)
     psi = None if difficulties is None else float(weights[2])
-    return Controlled(
-        float(rates.mean()), _stderr(influence), float(weights[0]), float(weights[1]), psi
-    )
+    return Controlled(float(rates.mean()), stderr, float(weights[0]), float(weights[1]), psi)
 
 
 def fit_jointly(
@@ -165,7 +170,7 @@ class _Joint:
         self.wanted = np.where(self.is_judged, preferences, 0.0)
         self.lengths = lengths
         # The two ridges balance where γ has standard deviation 1 and ψ is near 1.
-        self.ridge = np.tile([_RIDGE, _RIDGE, prior * count / models], (models, 1))
+        self.ridge = np.tile([*_RIDGES[:2], prior * count / models], (models, 1))
         judged = self.is_judged.sum(1)
         mean = self.wanted.sum(1) / np.maximum(judged, 1)
         overall = float(self.wanted.sum() / judged.sum())
@@ -230,6 +235,8 @@ class _Joint:
         """The rates and their errors, in this fit's own scale of difficulty."""
         residual, of_gamma, cross, information = self._parts(is_observed=True)
         scores = (self._features() * residual[:, :, None]).reshape(cross.shape)  # of the profile
+        p = logistic(self.logits(self.beta, self.gamma))
+        doubt = (self.is_judged * p * (1 - p)).sum(0)
         found = []
         for m, (theta, phi, psi) in enumerate(self.beta):
             at = is_row[:, m]
@@ -240,8 +247,12 @@ class _Joint:
             slope[3 * m + 2] += weight @ self.gamma
             rate = float(rates[at].mean())
             influence = at * (rates - rate) / at.sum()
-            influence = influence + scores @ np.linalg.solve(information, slope)
-            found.append(Controlled(rate, _stderr(influence), float(theta), float(phi), float(psi)))
+            direction = np.linalg.solve(information, slope)
+            influence = influence + scores @ direction
+            is_perfect = doubt[m] < _DOUBTFUL
+            curved = math.sqrt(max(0.0, slope @ direction))
+            stderr = min(0.5, curved) if is_perfect else _stderr(influence)
+            found.append(Controlled(rate, stderr, float(theta), float(phi), float(psi)))
         return found
 
 

@@ -23,6 +23,7 @@ _LEAST_SHARED = (
     0.5  # of a model's instructions that another model must share to estimate their difficulty
 )
 _VALUES = ("instruction_difficulty", "difficulty")
+_UNKNOWN = 20.0  # points of standard error: a controlled rate with it says nothing
 _LISTED = 5  # of models at most, every two are compared
 
 
@@ -311,6 +312,8 @@ def _notes(rates: dict[str, WinRate], left_out: int, given: str | None) -> Itera
     for model, rate in rates.items():
         if rate.note:
             yield f"{model}: {rate.note}"
+        if rate.length_controlled_standard_error > _UNKNOWN:
+            yield f"{model}: the judge's preferences follow length so closely that quality cannot be told from it"
         if rate.n_missing:
             yield f"{model}: {rate.n_missing:,} of {rate.n + rate.n_missing:,} pairs have no preference: left out"
     if left_out:

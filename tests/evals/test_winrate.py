@@ -73,7 +73,7 @@ def test_one_model_alone_is_labelled(
     monkeypatch.setattr(sys, "argv", argv)
     winrate.main()
     found = json.loads(out.read_text())["models"]["claude-2.1"]
-    assert found["length_controlled_win_rate"] == pytest.approx(32.4, abs=0.05)
+    assert found["length_controlled_win_rate"] == pytest.approx(32.41, abs=0.01)
     assert found["is_length_only"]
     assert found["difficulty_source"] == "none"
     text = capsys.readouterr().out
@@ -88,14 +88,14 @@ def test_the_fit_is_that_of_scikit_learn() -> None:
     random = np.random.default_rng(0)
     y, x, gamma = random.random(300), np.tanh(random.normal(size=300)), random.normal(size=300)
     design = np.column_stack([np.ones(300), x, gamma])
-    model = LogisticRegression(C=1e3, fit_intercept=False, tol=1e-10, max_iter=1000)
+    model = LogisticRegression(C=1e6, fit_intercept=False, tol=1e-10, max_iter=1000)
     model.fit(np.vstack([design, design]), np.repeat([1, 0], 300), np.concatenate([y, 1 - y]))
     found = fit_alone(y, x, gamma)
     assert [found.quality, found.length, found.difficulty] == pytest.approx(
-        list(model.coef_[0]), abs=1e-5
+        list(model.coef_[0]), abs=1e-3
     )
     equal = design * [1, 0, 1]
-    assert found.rate == pytest.approx(model.predict_proba(equal)[:, 1].mean(), abs=1e-6)
+    assert found.rate == pytest.approx(model.predict_proba(equal)[:, 1].mean(), abs=1e-4)
 
 
 Simulated = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -186,6 +186,23 @@ def test_a_longer_equal_model_is_set_right() -> None:
         assert 100 * one.rate == pytest.approx(50, abs=3 * 100 * one.stderr)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("is_always_longer", [False, True])
+def test_a_judge_without_exception_says_little(seed: int, is_always_longer: bool) -> None:
+    """Longer always wins, so quality cannot be seen: near 50, with an interval that says so."""
+    random = np.random.default_rng(seed)
+    differences = random.normal(200, 300, size=(150, 2))
+    if is_always_longer:
+        differences = np.abs(differences)
+    y = (differences > 0).astype(float)
+    terms = np.column_stack([length_terms(column) for column in differences.T])
+    fits = [fit_alone(y[:, 0], terms[:, 0]), *fit_jointly(y, terms, np.isfinite(y))[0]]
+    for found in fits:
+        assert 100 * found.rate == pytest.approx(50, abs=5)
+        low, high = found.interval()
+        assert high - low > 0.2
+
+
 def test_error_alone_is_that_of_the_bootstrap() -> None:
     p, terms, gamma, _ = simulated(600, 1, 5)
     random = np.random.default_rng(1)
@@ -221,9 +238,11 @@ def test_draws_missing_and_orders(of: Callable[..., winrate.WinRate]) -> None:
 
 def test_extremes_stay_finite(of: Callable[..., winrate.WinRate]) -> None:
     """A judge that always prefers the model; one pair; the baseline against itself."""
-    found = of([row(i, 2, len_2=100 + i) for i in range(50)])
+    found = of([row(i, 2, len_2=75 + i) for i in range(50)])
     assert found.win_rate == 100
     assert 99 < found.length_controlled_win_rate <= 100
+    longer = of([row(i, 2, len_2=101 + i) for i in range(50)])
+    assert longer.length_controlled_standard_error > 20  # always better, or just always longer?
     single = of([row(0, 2)])
     assert (single.win_rate, single.n) == (100, 1)
     assert math.isnan(single.standard_error)
