@@ -23,7 +23,7 @@ _RIDGES = (0.005, 1e-12, 1e-3)
 _DOUBTFUL = 2.0  # Σ p (1 − p) below which residuals say nothing of the error: the fit is perfect
 # Of difficulty in a joint fit, one is chosen by cross-validation: with graded preferences difficulty can be followed
 # exactly, with plain verdicts of few models that would be following noise. A strong ridge leaves difficulty to the
-# length term where the two go together (by 3.6 points on simulated verdicts of 12 models, 1.3 with the rule below), so
+# length term where the two go together (by 3.6 points on simulated verdicts of 12 models, 1.1 with the rule below), so
 # the weakest is taken that predicts nearly as well as the best.
 _PRIORS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.003)
 _NEARLY = 1.15

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.entry import UserError, plainly
+from evals.difficulty import read_difficulties
 from evals.judgements import Judged, Pair, load
-from reward.readers import parse, read_file
-from reward.sources import local_files
 from reward.store import write_json
-from reward.turns import BadRow
 
 if TYPE_CHECKING:
     from evals.lengthcontrol import Controlled
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 _LEAST_SHARED = (
     0.5  # of a model's instructions that another model must share to estimate their difficulty
 )
-_VALUES = ("instruction_difficulty", "difficulty")
 _UNKNOWN = 20.0  # points of standard error: a controlled rate with it says nothing
 _LISTED = 5  # of models at most, every two are compared
 
@@ -109,7 +106,7 @@ def win_rates(
     """
     import numpy as np
 
-    from evals.lengthcontrol import fit_alone, fit_jointly, length_terms
+    from evals.lengthcontrol import fit_alone, length_terms
 
     found = {model: describe(pairs) for model, pairs in judged.models.items()}
     terms = {}
@@ -124,31 +121,46 @@ def win_rates(
             found[model].note = "the lengths differ by the same in every pair: nothing to control"
         else:
             terms[model] = term
-    used = dict(difficulties or {})
-    together = [] if difficulties else _sharing({m: judged.models[m] for m in terms})
-    if together:
-        indices = list(dict.fromkeys(pair.index for m in together for pair in judged.models[m]))
-        place = {index: number for number, index in enumerate(indices)}
-        shape = (len(indices), len(together))
-        preferences, lengths = np.full(shape, np.nan), np.zeros(shape)
-        is_row = np.zeros(shape, dtype=bool)
-        for column, model in enumerate(together):
-            rows = [place[pair.index] for pair in judged.models[model]]
-            preferences[rows, column] = [pair.preference for pair in judged.models[model]]
-            lengths[rows, column] = terms[model]
-            is_row[rows, column] = True
-        fits, gamma = fit_jointly(preferences, lengths, is_row)
-        used = dict(zip(indices, map(float, gamma), strict=True))
-        for model, fit in zip(together, fits, strict=True):
-            _add(found[model], fit, "joint")
+    if difficulties is not None:
+        used, together = difficulties, []
+    else:
+        together = _sharing({model: judged.models[model] for model in terms})
+        used = _fit_together(judged, terms, together, found) if together else {}
     for model, term in terms.items():
         if model in together:
             continue
         pairs = judged.models[model]
-        known = np.array([_known(used, pair.index) for pair in pairs]) if difficulties else None
         y = np.array([pair.preference for pair in pairs])
-        _add(found[model], fit_alone(y, term, known), "file" if difficulties else "none")
+        if difficulties is None:
+            _add(found[model], fit_alone(y, term), "none")
+        else:
+            known = np.array([_known(used, pair.index) for pair in pairs])
+            _add(found[model], fit_alone(y, term, known), "file")
     return found, used
+
+
+def _fit_together(
+    judged: Judged, terms: dict[str, Any], together: list[str], found: dict[str, WinRate]
+) -> dict[str, float]:
+    """Add the rates of models that are fitted jointly; the difficulties by index."""
+    import numpy as np
+
+    from evals.lengthcontrol import fit_jointly
+
+    indices = list(dict.fromkeys(pair.index for m in together for pair in judged.models[m]))
+    place = {index: number for number, index in enumerate(indices)}
+    shape = (len(indices), len(together))
+    preferences, lengths = np.full(shape, np.nan), np.zeros(shape)
+    is_row = np.zeros(shape, dtype=bool)
+    for column, model in enumerate(together):
+        rows = [place[pair.index] for pair in judged.models[model]]
+        preferences[rows, column] = [pair.preference for pair in judged.models[model]]
+        lengths[rows, column] = terms[model]
+        is_row[rows, column] = True
+    fits, gamma = fit_jointly(preferences, lengths, is_row)
+    for model, fit in zip(together, fits, strict=True):
+        _add(found[model], fit, "joint")
+    return dict(zip(indices, map(float, gamma), strict=True))
 
 
 def _sharing(models: dict[str, list[Pair]]) -> list[str]:
@@ -186,48 +198,6 @@ def _add(rate: WinRate, fit: "Controlled", source: str) -> None:
         "length": fit.length,
         "difficulty": fit.difficulty,
     }
-
-
-def read_difficulties(path: str) -> dict[str, float]:
-    """Difficulties by index: from the JSON of an earlier run, or rows with `index` and `instruction_difficulty`.
-
-    Raises:
-        UserError: when the file cannot be read so.
-    """
-    files = local_files(path)
-    if len(files) != 1:
-        raise UserError(
-            f"there is no file {path!r}; --difficulty takes one .json, .jsonl or .csv (.gz)"
-        )
-    found: dict[str, float] = {}
-    for number, raw in read_file(files[0]):
-        place = f"{path}:{number}"
-        try:
-            row = parse(raw)
-            if isinstance(whole := row.get("difficulties"), dict):
-                items = list(whole.items())
-            else:
-                name = next((key for key in _VALUES if key in row), None)
-                index = row.get("index", row.get(""))  # pandas leaves the index without a name
-                if name is None or index in (None, ""):
-                    raise BadRow(f"it needs 'index' and {' or '.join(map(repr, _VALUES))}")
-                items = [(index, row[name])]
-            for index, value in items:
-                _put(found, str(index), value)
-        except BadRow as error:
-            if error.kind != "blank_line":
-                raise UserError(f"{place}: {error}; mend or remove the line") from None
-    if not found:
-        raise UserError(f"{path} holds no difficulties")
-    return found
-
-
-def _put(found: dict[str, float], index: str, value: Any) -> None:
-    from reward.records import number_of
-
-    number = number_of(value, f"the difficulty of index {index}")
-    if found.setdefault(index, number) != number:
-        raise BadRow(f"index {index} has another difficulty before: {found[index]:g}")
 
 
 def comparisons(judged: Judged) -> Iterator[dict[str, Any]]:
