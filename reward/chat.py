@@ -8,7 +8,7 @@ import asyncio
 import os
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,8 @@ class Endpoint:
         retries: further attempts after 429, 5xx, a failed connection or a timeout.
         pause: seconds before the first of them, doubled each time; `Retry-After` may ask for more.
         is_json_asked: whether the request sets `response_format`, which some servers do not know.
+        temperature: of the reply, None for the server's own.
+        on_retry: called before each further attempt.
     """
 
     url: str
@@ -54,6 +56,8 @@ class Endpoint:
     retries: int = 5
     pause: float = 1.0
     is_json_asked: bool = True
+    temperature: float | None = None
+    on_retry: Callable[[], None] | None = field(default=None, repr=False)
 
     @property
     def address(self) -> str:
@@ -80,6 +84,8 @@ class Endpoint:
         body: dict[str, Any] = {"model": self.model, "messages": messages}
         if self.is_json_asked:
             body["response_format"] = {"type": "json_object"}
+        if self.temperature is not None:
+            body["temperature"] = self.temperature
         for attempt in range(self.retries + 1):
             wanted = 0.0
             try:
@@ -97,6 +103,8 @@ class Endpoint:
                     raise NoAnswer(reason)
                 wanted = _retry_after(reply.headers)
             if attempt < self.retries:
+                if self.on_retry:
+                    self.on_retry()
                 pause = self.pause * 2**attempt * random.uniform(0.5, 1.5)
                 await asyncio.sleep(min(_LONGEST_PAUSE, max(pause, wanted)))
         raise NoAnswer(f"{reason} (attempts: {self.retries + 1})")

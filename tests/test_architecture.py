@@ -87,6 +87,8 @@ def loaded_after(*argv: str) -> tuple[set[str], int]:
         (("evals.prefetch", "--help"), 0),
         (("evals.sample", "--help"), 0),
         (("evals.mine", "--help"), 0),
+        (("evals.judge", "--help"), 0),
+        (("evals.winrate", "--help"), 0),
         (("reward.score", "--help"), 0),
         (("align", "+experiment=demo", "--cfg", "job"), 0),
         (("align", "+experiment=demoo"), 2),
