@@ -5,8 +5,8 @@ parent holds or has warmed up is counted. Sizes are in MB = 10⁶ bytes.
 
 - `size_mb`: the distinct weights as the format stores them, with its scales; of a GGUF format, the file.
 - `load_peak_mb`, `peak_mb`: the highest memory while loading and while running after that. On a GPU, what torch has
-  allocated. On a CPU, resident memory above that of the interpreter with its libraries, pages of a mapped weight file
-  among it: weights that are used as they are in the file are first read while running.
+  allocated. On a CPU, resident memory above that of the interpreter with its libraries; the 16-bit file is read
+  whole, so that loading holds it beside what is made of it.
 - `prefill_tokens_per_s`: one prompt of `PROMPT` tokens, up to the logits of the next one.
 - `decode_tokens_per_s`: `NEW` greedy tokens after the first, with the key-value cache, batch 1.
 
@@ -15,7 +15,10 @@ Speeds are medians of `REPEATS` after a warm-up; their standard error is that of
 A GGUF format is only dequantized here, so what running it takes is not measured: that would be a 16-bit model's.
 """
 
+import contextlib
+import ctypes
 import functools
+import gc
 import math
 import os
 import platform
@@ -69,7 +72,12 @@ def _run(argv: list[str]) -> None:
     """Run the child from where this package is; its last words are the message when it fails."""
     root = str(Path(__file__).parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = os.environ | {"PYTHONPATH": path, "OMP_WAIT_POLICY": "passive"}
+    env = os.environ | {
+        "PYTHONPATH": path,
+        "OMP_WAIT_POLICY": "passive",
+        # One weight after another: with threads, the peak depends on how far reading gets ahead of quantizing.
+        "HF_DEACTIVATE_ASYNC_LOAD": "1",
+    }
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     if done.returncode == -2 or done.returncode == 130:
         raise KeyboardInterrupt
@@ -108,7 +116,8 @@ def _measured(model: Model, quantizer: str) -> dict[str, Any]:
 
     _import_libraries(model, quantizer)
     memory = _Memory()
-    loaded = load(model, quantizer)
+    # Read, not mapped: which pages of a mapped file count depends on what else the machine does.
+    loaded = load(model, quantizer, disable_mmap=not torch.cuda.is_available())
     scores = {"size_mb": [stored_bytes(loaded) / _MB]}  # now: some formats repack when they run
     if not hasattr(loaded, "file_bytes"):
         scores["load_peak_mb"] = [memory.peak_mb()]
@@ -181,13 +190,17 @@ class _Memory:
         self._before = self._peak()
 
     def restart(self) -> None:
-        """Forget the peak so far; where the system cannot (no Linux), it stays."""
+        """Forget the peak so far, and what was freed since; where the system cannot (no Linux), it stays."""
         import torch
 
+        gc.collect()
         if self._is_cuda:
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        else:
-            _reset_peak()
+            return
+        with contextlib.suppress(OSError, AttributeError):  # glibc's alone
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        _reset_peak()
 
     def peak_mb(self) -> float:
         return (self._peak() - self._before) / _MB

@@ -1,7 +1,5 @@
 """GGUF files: as ordinary model folders, dequantized once, kept and reused; and as a format to pass weights through."""
 
-import importlib.metadata
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -45,7 +43,7 @@ def convert(path: str, cache: Path) -> Path:
     return build_once(folder, build)
 
 
-LLAMA_CPP_HINT = "put llama-quantize on PATH, or its folder into $LLAMA_CPP, or run `pip install llama-cpp-python`"
+LLAMA_CPP_HINT = "put its program llama-quantize on PATH, or its folder into $LLAMA_CPP"
 
 # transformers' model_type → gguf's name of the architecture
 _ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
@@ -167,16 +165,18 @@ def _rotary_order(tensor: Any, name: str, config: Any, is_stored: bool = False) 
     return split.transpose(1, 2).reshape(tensor.shape)
 
 
-def llama_cpp() -> tuple[str, str] | None:
-    """How llama.cpp can be used here: what quantizes (a program's path, or `llama_cpp`) and its version; or None."""
+def llama_quantize() -> Path | None:
+    """llama.cpp's program that makes the types which gguf-py cannot write, where there is one."""
     place = os.environ.get("LLAMA_CPP")
     folders = [place, f"{place}/bin", f"{place}/build/bin"] if place else []
-    for path in (os.pathsep.join(folders) or None, None):
-        if program := shutil.which("llama-quantize", path=path):
-            return program, fingerprint(Path(program))
-    if importlib.util.find_spec("llama_cpp") is not None:
-        return "llama_cpp", importlib.metadata.version("llama-cpp-python")
-    return None
+    found = shutil.which("llama-quantize", path=os.pathsep.join([*folders, os.environ["PATH"]]))
+    return Path(found) if found else None
+
+
+def llama_cpp_version() -> str | None:
+    """Hash of `llama-quantize`, which has no version to ask for; None without it."""
+    program = llama_quantize()
+    return fingerprint(program) if program else None
 
 
 def llama_cpp_quantize(source: Path, target: Path, kind: str) -> None:
@@ -186,21 +186,11 @@ def llama_cpp_quantize(source: Path, target: Path, kind: str) -> None:
         ImportError: when llama.cpp is not here.
         RuntimeError: when it fails, with its last words.
     """
-    found = llama_cpp()
-    if found is None:
+    program = llama_quantize()
+    if program is None:
         raise ImportError(f"{kind} needs llama.cpp: {LLAMA_CPP_HINT}")
-    if found[0] != "llama_cpp":
-        done = subprocess.run(
-            [found[0], str(source), str(target), kind], capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            said = (done.stderr.strip() or "nothing").splitlines()[-1]
-            raise RuntimeError(f"llama-quantize failed: {said}")
-        return
-    import llama_cpp as library
-
-    settings = library.llama_model_quantize_default_params()
-    settings.ftype = getattr(library, f"LLAMA_FTYPE_MOSTLY_{kind}")
-    failed = library.llama_model_quantize(str(source).encode(), str(target).encode(), settings)
-    if failed:
-        raise RuntimeError(f"llama_model_quantize failed with {failed}")
+    argv = [str(program), str(source), str(target), kind]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = (done.stderr.strip() or f"ended with {done.returncode}").splitlines()[-1]
+        raise RuntimeError(f"llama-quantize failed: {said}")

@@ -15,7 +15,6 @@ from conf.entry import UserError
 from conf.schema import Model
 from evals.gguf import convert, converted_folder
 from evals.quantize import find, loading_options, trying
-from evals.results import UNQUANTIZED
 from reward.gguf import gguf_file, is_gguf
 from reward.store import MANIFEST, content_key, fingerprint
 
@@ -42,7 +41,7 @@ def is_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or Path(path).expanduser().is_dir()
 
 
-def check(model: Model, quantizer: str = UNQUANTIZED) -> None:
+def check(model: Model, quantizer: str = "none") -> None:
     """Refuse a model that cannot be loaded in a format, before anything is. Looks at file names only.
 
     Raises:
@@ -171,7 +170,7 @@ def open_model(model: Model, quantizer: str, cache: Path) -> Iterator[tuple[Any,
 
     with prepared(model, quantizer, cache) as ready:
         loaded = load(ready, quantizer)
-        if quantizer != UNQUANTIZED:  # some formats load, and only then find that they cannot run
+        if quantizer != "none":  # some formats load, and only then find that they cannot run
             with trying(quantizer), torch.inference_mode():
                 loaded(input_ids=torch.zeros((1, 8), dtype=torch.long, device=loaded.device))
         yield loaded, load_tokenizer(ready, cache)
@@ -194,8 +193,8 @@ def prepared(model: Model, quantizer: str, cache: Path) -> Iterator[Model]:
         yield replace(model, path=local_path(model, cache))
 
 
-def load(model: Model, quantizer: str) -> Any:
-    """A `prepared` model in a format, in evaluation mode.
+def load(model: Model, quantizer: str, **further: Any) -> Any:
+    """A `prepared` model in a format, in evaluation mode; `further` arguments go to `from_pretrained`.
 
     Raises:
         QuantizerUnavailable: when the quantizer cannot make it.
@@ -204,7 +203,7 @@ def load(model: Model, quantizer: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    options = loading_options(quantizer)
+    options = loading_options(quantizer) | further
     dtype = "auto" if model.dtype.value == "auto" else getattr(torch, model.dtype.value)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with trying(quantizer):

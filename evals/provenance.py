@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from evals.gguf import llama_cpp
+from evals.gguf import llama_cpp_version
 
 LIBRARIES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "lm-eval", "deepspeed", "bitsandbytes", "torchao"
@@ -18,13 +18,12 @@ LIBRARIES = (
 def versions(*names: str) -> dict[str, str | None]:
     """Installed versions of the named distributions, None for one that is absent. Imports none of them.
 
-    `llama.cpp` is no distribution: its version is a hash of the program that is found, or that of its Python package.
+    `llama.cpp` is no distribution: its version is a hash of the program that is found.
     """
     found: dict[str, str | None] = {}
     for name in names or LIBRARIES:
         if name == "llama.cpp":
-            program = llama_cpp()
-            found[name] = program and program[1]
+            found[name] = llama_cpp_version()
             continue
         try:
             found[name] = importlib.metadata.version(name)
