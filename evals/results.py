@@ -289,9 +289,15 @@ def in_family(delta: _Hypothesis, family: Sequence[str]) -> bool:
 
 
 def margin_of(delta: Delta, margin: float, margins: Mapping[str, float]) -> float:
-    """The non-inferiority margin of a metric: that of TASK/METRIC, TASK or METRIC, else `margin`."""
+    """The non-inferiority margin of a metric: that of TASK/METRIC, TASK or METRIC, else `margin`.
+
+    A perplexity is exp(loss), so `margin` is taken for nats: e^margin times the baseline is still accepted.
+    """
     names = (f"{delta.task}/{delta.metric}", delta.task, delta.metric)
-    return next((margins[name] for name in names if name in margins), margin)
+    for name in names:
+        if name in margins:
+            return margins[name]
+    return delta.baseline * math.expm1(margin) if delta.metric.endswith("perplexity") else margin
 
 
 def verdict(

@@ -263,13 +263,13 @@ def test_a_skipped_quantizer_says_so_and_is_no_zero(runs: Path, tmp_path: Path) 
     assert "skipped: needs a GPU" in (tmp_path / "site/leaderboard.md").read_text("utf-8")
 
 
-def test_a_quantizer_that_changes_nothing_is_unchanged(tmp_path: Path) -> None:
+def test_a_quantizer_that_changes_nothing_is_retained(tmp_path: Path) -> None:
     run = tmp_path / "runs"
     write_task(run, BASE, BASE)
     write_evaluation(run / "evals/dpo-int8-task", "task", "gain", {"json": BASE}, quantizer="int8")
     write_run(run, [*TASK, ("dpo", "int8", "task")])
     (row,) = leaderboard_rows(run)
-    assert (row["int8_cost"], row["int8_cost_verdict"]) == (0.0, "unchanged")
+    assert (row["int8_cost"], row["int8_cost_verdict"]) == (0.0, "retained")
 
 
 def test_mismatched_settings_are_the_reason_in_the_cell(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from conf.entry import UserError
 from evals import compare as command
-from evals.results import EvalResult, Score, compare, verdict
+from evals.results import Delta, EvalResult, Score, compare, margin_of, verdict
 from evals.stats import contributions
 
 Write = Callable[..., EvalResult]
@@ -338,7 +338,7 @@ def test_the_command_prints_an_aligned_table(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    baseline, candidate = write([1, 0] * 20), write([1, 1] * 2 + [1, 0] * 18)
+    baseline, candidate = write([1, 0] * 20), write([0, 0] * 2 + [1, 0] * 18)
     out = tmp_path / "deep/deltas.json"
     run(
         monkeypatch,
@@ -351,13 +351,16 @@ def test_the_command_prints_an_aligned_table(
         "--family",
         "quiz",
     )
-    header, line, _, reading = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr().out
+    sides, rows, reading = said.split("\n\n")
+    assert str(baseline.folder) in sides
+    assert "a loss of 0.03" in sides
+    header, line = rows.splitlines()
     assert max(len(header), len(line)) <= 140
-    assert line.endswith("retained")
+    assert line.endswith("inconclusive")
     (delta,) = json.loads(out.read_text())["deltas"]
     needed = math.ceil(40 * (delta["mde"] / 0.05) ** 2)
-    assert f"quiz (about {needed:,} documents would, it has 40)" in reading
-    assert delta["verdict"] == "retained"
+    assert f"quiz about {needed:,} (it has 40)" in reading
     assert f"{delta['mde']:.4f}" in line
 
 
@@ -382,3 +385,13 @@ def test_a_users_mistake_is_exit_code_2(
         run(monkeypatch, folder, folder, *options)
     assert stopped.value.code == 2
     assert re.search(re.escape(says), capsys.readouterr().err)
+
+
+def test_a_perplexity_is_judged_as_the_loss_that_it_is_made_of() -> None:
+    def delta(metric: str, baseline: float) -> Delta:
+        return Delta("text", metric, baseline, 0, 0, 0, 0, 0, 1, 1, 0, 9, False, True, "")
+
+    assert margin_of(delta("loss", 2.0), 0.03, {}) == 0.03
+    accepted = math.exp(2.0 + 0.03) - math.exp(2.0)
+    assert margin_of(delta("perplexity", math.exp(2.0)), 0.03, {}) == pytest.approx(accepted)
+    assert margin_of(delta("word_perplexity", 20.0), 0.03, {"word_perplexity": 1.0}) == 1.0
