@@ -10,6 +10,7 @@ from conf.entry import UserError, plainly
 from evals.contrast import improvement
 from evals.results import UNQUANTIZED, Delta, EvalResult, compare, margin_of
 from evals.stats import documents_needed
+from reward.command import check_file
 from reward.store import write_json
 
 
@@ -123,11 +124,9 @@ def main() -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        check_file(arguments.json, None, "deltas.json")
     margins = dict(_margin(text) for text in arguments.margins)
-    if not arguments.margin >= 0:
-        raise UserError(
-            f"--margin {arguments.margin} is below zero; give the loss as a positive number"
-        )
     baseline, candidate = EvalResult.load(arguments.baseline), EvalResult.load(arguments.candidate)
     deltas = compare(baseline, candidate, arguments.margin, arguments.family, margins)
     names = {n for d in deltas for n in (d.task, d.metric, f"{d.task}/{d.metric}")}

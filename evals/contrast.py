@@ -197,17 +197,24 @@ class Contrast:
             change = _with_reasons(dataclasses.replace(change, note="; ".join(gaps)), reasons)
             margin = margin_of(delta, self.margin, self.margins)
             if not delta.is_divergence:
-                change = self._judged(change, margin, role, delta.higher_is_better)
+                change = self._judged(
+                    change, margin, role, delta.higher_is_better, reach=delta.reach
+                )
         shared = {item.name for item in dataclasses.fields(Row)} & vars(delta).keys()
         return Row(suite, role, change, **{name: getattr(delta, name) for name in shared})
 
     def _judged(
-        self, change: Change, margin: float, role: str, higher_is_better: bool = True
+        self,
+        change: Change,
+        margin: float,
+        role: str,
+        higher_is_better: bool = True,
+        reach: float = 0.0,
     ) -> Change:
         """With its verdict. A number format is not meant to improve anything, so it is judged by the
         margin on every suite: retained, worse or inconclusive.
         """
-        ends = change.ci_low, change.ci_high
+        ends = change.ci_low - reach, change.ci_high + reach
         if self.is_quantization and role != "cost":
             found = verdict(*ends, margin, "retention", higher_is_better)
             found = "worse" if found == "forgotten" else found
