@@ -153,6 +153,7 @@ def test_a_judge_that_prefers_the_first_reply_decides_nothing(
     assert 85 < found["first_ci_low"] < 100
     assert found["models"]["new"]["n_draws"] == PAIRS
     assert len(server.asked) == 2 * PAIRS
+    assert "the judge goes by the place of a reply" in capsys.readouterr().out
     assert server.asked[0]["temperature"] == 0
     rows = rows_of(tmp_path)
     assert rows[0]["orders"] == {"baseline_first": "A", "model_first": "A"}
