@@ -1,6 +1,7 @@
 """Answers against references by their words. With several references, the best one counts."""
 
 import functools
+import math
 import re
 import string
 from collections import Counter
@@ -54,9 +55,21 @@ def rouge_l(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list
 
 
 def _rouge(kind: str, answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """A reference without a token cannot be matched by anything, not even itself: NaN, a gap."""
     scorer = _rouge_scorer(kind)
-    pairs = zip(answers, references, strict=True)
-    return [float(scorer.score_multi(texts, answer)[kind].fmeasure) for answer, texts in pairs]
+    return [
+        float(scorer.score_multi(texts, answer)[kind].fmeasure)
+        if any(_rouge_tokens(text) for text in texts)
+        else math.nan
+        for answer, texts in zip(answers, references, strict=True)
+    ]
+
+
+def _rouge_tokens(text: str) -> list[str]:
+    """What rouge-score sees of a text: a–z and digits."""
+    from rouge_score.tokenize import tokenize
+
+    return list(tokenize(text, None))
 
 
 @functools.cache
