@@ -1,7 +1,6 @@
 """Answers against references by their words. With several references, the best one counts."""
 
 import functools
-import math
 import re
 import string
 from collections import Counter
@@ -39,28 +38,30 @@ def _f1(answer: list[str], reference: list[str]) -> float:
     return 2 * shared / (len(answer) + len(reference))
 
 
-def rouge1(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def rouge1(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float | None]:
     """F-measure over words, stemmed (Lin 2004, ROUGE)."""
     return _rouge("rouge1", answers, references)
 
 
-def rouge2(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def rouge2(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float | None]:
     """F-measure over pairs of words, stemmed (Lin 2004, ROUGE)."""
     return _rouge("rouge2", answers, references)
 
 
-def rouge_l(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def rouge_l(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float | None]:
     """F-measure over the longest common subsequence of words, stemmed (Lin 2004, ROUGE)."""
     return _rouge("rougeL", answers, references)
 
 
-def _rouge(kind: str, answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """A reference without a token cannot be matched by anything, not even itself: NaN, a gap."""
+def _rouge(
+    kind: str, answers: Sequence[str], references: Sequence[Sequence[str]]
+) -> list[float | None]:
+    """A reference without a token cannot be matched by anything, not even itself: a gap."""
     scorer = _rouge_scorer(kind)
     return [
         float(scorer.score_multi(texts, answer)[kind].fmeasure)
         if any(_rouge_tokens(text) for text in texts)
-        else math.nan
+        else None
         for answer, texts in zip(answers, references, strict=True)
     ]
 
