@@ -9,38 +9,15 @@ from typing import Any
 
 from conf.choices import groups, spelled
 
-FLAGS = frozenset(
-    [
-        "--help",
-        "-h",
-        "--hydra-help",
-        "--version",
-        "--resolve",
-        "--run",
-        "-r",
-        "--multirun",
-        "-m",
-        "--shell-completion",
-        "-sc",
-    ]
-)
-FLAGS_WITH_VALUE = frozenset(
-    [
-        "--cfg",
-        "-c",
-        "--package",
-        "-p",
-        "--config-path",
-        "-cp",
-        "--config-name",
-        "-cn",
-        "--config-dir",
-        "-cd",
-        "--experimental-rerun",
-        "--info",
-        "-i",
-    ]
-)
+# Hydra's own; a test compares them with its parser.
+FLAGS = {
+    "--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion",
+    "-sc",
+}  # fmt: skip
+FLAGS_WITH_VALUE = {
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--experimental-rerun", "--info", "-i",
+}  # fmt: skip
 
 # `dpo.args.weight_decay=0.1` must work without Hydra's `+`: these dictionaries take any key of the delegate.
 _PASSTHROUGH = re.compile(r"^(?=[a-z_.0-9]+\.(?:args|gen_kwargs)\.)")

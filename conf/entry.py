@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Any
 
 from conf.arguments import arranged, key_paths, problem
-from conf.choices import CONF_DIR, listing, names_in
+from conf.choices import CONF_DIR, groups, listing, names_in
 from conf.passthrough import DELEGATES, did_you_mean, problems
 from conf.schema import Stage
 
@@ -120,11 +120,7 @@ def typed(composed: Any, schema: type[Any]) -> Any:
         )
     missing = OmegaConf.missing_keys(composed) - _unused(composed)
     if missing:
-        # An experiment is what sets the name.
-        advice = (
-            "; choose a complete configuration with +experiment=NAME" if "name" in missing else ""
-        )
-        raise UserError(f"{_listed(missing)} must be set{advice}")
+        raise UserError(f"{_listed(missing)} must be set{_advice(missing, schema)}")
     for key in OmegaConf.missing_keys(composed):
         OmegaConf.update(composed, key, "", force_add=True)
     try:
@@ -135,6 +131,15 @@ def typed(composed: Any, schema: type[Any]) -> Any:
     if found:
         raise UserError("\n       ".join(found))
     return config
+
+
+def _advice(missing: set[str], schema: type[Any]) -> str:
+    """What to choose, where a choice is what sets a missing key."""
+    if "name" in missing:
+        return "; choose a complete configuration with +experiment=NAME"
+    if "suite.name" in missing:
+        return f"; choose one with suite=NAME: {', '.join(groups(schema)['suite'])}"
+    return ""
 
 
 def plain(value: Any) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from evals.resampling import bootstrap, sign_flips
 
@@ -178,6 +177,8 @@ class Estimate:
     def _quantile(self, at: float) -> float:
         if self.freedom < 1:
             return math.nan
+        from scipy import stats
+
         return float(
             stats.norm.ppf(at) if math.isinf(self.freedom) else stats.t.ppf(at, self.freedom)
         )
@@ -187,6 +188,8 @@ def _unchanged(count: int, span: float, confidence: float) -> Estimate:
     """No document differs: the share that would is below 1 − (α/2)^(1/G), its exact binomial bound (Clopper and
     Pearson 1934; the "rule of three"), and each by `span` at most.
     """
+    from scipy import stats
+
     bound = span * (1 - (0.5 - confidence / 2) ** (1 / count))
     return Estimate(0.0, bound / float(stats.norm.ppf(0.5 + confidence / 2)), math.inf, span)
 
@@ -206,6 +209,8 @@ def _proportions(
         return Estimate(float(delta.mean()), math.nan, 0)
     size = float(n)
     if count < n:
+        from scipy import stats
+
         robust, plain = stderr(sums, sizes), stderr(delta, np.ones(n))
         at = 0.5 + confidence / 2
         ratio = float(stats.t.ppf(at, n - 1) / stats.t.ppf(at, count - 1))
@@ -233,6 +238,8 @@ def mcnemar(lost: int, won: int) -> float:
     """
     if lost + won == 0:
         return 1.0
+    from scipy import stats
+
     return float(stats.binomtest(lost, lost + won, 0.5).pvalue)
 
 
