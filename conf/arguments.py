@@ -19,8 +19,9 @@ FLAGS_WITH_VALUE = {
     "--experimental-rerun", "--info", "-i",
 }  # fmt: skip
 
-# `dpo.args.weight_decay=0.1` must work without Hydra's `+`: these dictionaries take any key of the delegate.
-_PASSTHROUGH = re.compile(r"^(?=[a-z_.0-9]+\.(?:args|gen_kwargs)\.)")
+# `dpo.args.weight_decay=0.1` must work without Hydra's `+`: these dictionaries take any key, a delegate's own or the
+# name of a task or metric.
+_PASSTHROUGH = re.compile(r"^(?=[a-z_.0-9]+\.(?:args|gen_kwargs|margins|clusters)\.)")
 
 # A set by a name of the user's, such as `suite.prompts.mine.source=FILE`: OmegaConf can make a typed entry of a
 # dictionary out of a whole value only.

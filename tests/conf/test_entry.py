@@ -11,7 +11,7 @@ import hydra
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from conf.arguments import FLAGS, FLAGS_WITH_VALUE, problem
+from conf.arguments import FLAGS, FLAGS_WITH_VALUE, arranged, problem
 from conf.choices import CONF_DIR
 from conf.entry import UserError, typed
 from conf.passthrough import DELEGATES, fields_of, problems
@@ -118,6 +118,13 @@ def test_seed_reaches_stages_and_can_be_fixed() -> None:
     config = compose("align", "+experiment=dpo_qwen", "seed=7")
     assert config.dpo.args["seed"] == 7
     assert config.sft.args["seed"] == 0
+
+
+def test_margins_and_clusters_are_set_by_name_without_a_plus() -> None:
+    config = compose("align", "+experiment=demo", *arranged(["evaluation.margins.acc=0.1"]))
+    assert config.evaluation.margins["acc"] == 0.1
+    config = compose("evals", "model.path=x", *arranged(["suite.clusters.boolq=passage"]))
+    assert config.suite.clusters == {"boolq": "passage"}
 
 
 def test_target_is_refused_anywhere() -> None:
