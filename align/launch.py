@@ -70,6 +70,7 @@ def run(
     log: Path,
     processes: int = 1,
     watch: Callable[[], None] = lambda: None,
+    kept: str = "nothing was kept of it",
 ) -> None:
     """Run `argv` to its end in a process group of its own.
 
@@ -79,6 +80,7 @@ def run(
         log: file that receives everything the process prints.
         processes: how many share this machine's cores.
         watch: called a few times a second while the process runs.
+        kept: what a failure leaves, for its message.
 
     Raises:
         UserError: when it fails, with its last lines and the log's name.
@@ -112,7 +114,7 @@ def run(
         process.stdout.close()
         watch()
     if process.returncode:
-        raise UserError(_failure(label, process.returncode, list(tail), told, log))
+        raise UserError(_failure(label, process.returncode, list(tail), told, log, kept))
 
 
 def _read(
@@ -144,7 +146,7 @@ def _read(
         tail.append(text)
 
 
-def _failure(label: str, code: int, tail: list[str], told: list[str], log: Path) -> str:
+def _failure(label: str, code: int, tail: list[str], told: list[str], log: Path, kept: str) -> str:
     """One message: the worker's own `error:` line if it gave one, else its last lines."""
     if told:
         return f"{label}: {told[-1]} (log: {log})"
@@ -158,7 +160,7 @@ def _failure(label: str, code: int, tail: list[str], told: list[str], log: Path)
     if code == -signal.SIGKILL:
         why += " (out of memory, or ended by hand)"
     shown = "\n".join(f"    {line}" for line in tail)
-    return f"{label} {why}; nothing was kept of it. The end of {log}:\n{shown}"
+    return f"{label} {why}; {kept}. The end of {log}:\n{shown}"
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -10,7 +10,7 @@ from align.artifact import Job
 from align.gate import suites_index
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
-from conf.schema import Align, LaunchKind, Model, Stage
+from conf.schema import Align, Kind, LaunchKind, Model, Stage, Suite
 from evals.gguf import converted_folder
 from evals.models import check, identity, is_local
 from evals.provenance import versions
@@ -213,6 +213,8 @@ def preflight(config: Align, plan: Plan) -> None:
     _check_template(config, plan)
     _check_start(config)
     _check_objective(config)
+    _check_margins(config)
+    _check_family(config)
     _check_launch(config)
     for job in plan.jobs:
         _check_batch(job, config, plan.data[job.stage].manifest["examples"])
@@ -248,6 +250,36 @@ def _check_objective(config: Align) -> None:
             f"evaluation.objective={wanted!r} must be SUITE/TASK/METRIC with a suite of this "
             f"experiment ({', '.join(suites) or 'it has none'})"
         )
+
+
+def _check_margins(config: Align) -> None:
+    margins = {"evaluation.margin": config.evaluation.margin} | {
+        f"evaluation.margins.{name}": margin for name, margin in config.evaluation.margins.items()
+    }
+    for name, margin in margins.items():
+        if not margin >= 0:
+            raise UserError(
+                f"{name}={margin} must be a number from 0 up: the loss that is still accepted"
+            )
+
+
+def _check_family(config: Align) -> None:
+    """The tasks that it names. Which metrics they have is known when they are measured."""
+    known = {name for suite in config.evaluation.suites.values() for name in _tasks(suite)}
+    for name in config.evaluation.family:
+        task = name.split("/")[0]
+        if task not in known:
+            raise UserError(
+                f"evaluation.family: {name!r} names no task of this experiment's suites."
+                f"{did_you_mean(task, known)} There are: {', '.join(sorted(known)) or 'none'}"
+            )
+
+
+def _tasks(suite: Suite) -> list[str]:
+    """The names under which a suite's scores are filed."""
+    if suite.kind is Kind.footprint:
+        return [Kind.footprint.value]
+    return [*suite.tasks, *suite.prompts] if suite.kind is Kind.tasks else list(suite.texts)
 
 
 def _check_start(config: Align) -> None:

@@ -191,7 +191,8 @@ class _Run:
             spec.parent.mkdir(parents=True, exist_ok=True)
             write_json(spec, [request_to_json(request, self.root / "cache") for request in missing])
             argv = launch.command("evals.worker", [str(spec), str(self.root)])
-            launch.run(argv, "evaluate", spec.parent / "evaluate.log")
+            kept = "the answers so far are kept, and the same command continues"
+            launch.run(argv, "evaluate", spec.parent / "evaluate.log", kept=kept)
         results = {}
         for policy, request in self.plan.evaluations:
             result = EvalResult.load(request.folder(self.root))

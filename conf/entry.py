@@ -10,24 +10,15 @@ import errno
 import os
 import re
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterator
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
+from conf.arguments import arranged, key_paths, problem
+from conf.choices import CONF_DIR, groups, listing, names_in
 from conf.passthrough import DELEGATES, did_you_mean, problems
 from conf.schema import Stage
-
-CONF_DIR = Path(__file__).parent
-
-# `dpo.args.weight_decay=0.1` must work without Hydra's `+`: these dictionaries take any key of the delegate.
-_PASSTHROUGH = re.compile(r"^(?=[a-z_.0-9]+\.(?:args|gen_kwargs)\.)")
-
-# A set by a name of the user's, such as `suite.prompts.mine.source=FILE`: OmegaConf can make a typed entry of a
-# dictionary out of a whole value only.
-_NAMED = re.compile(r"^\+{0,2}([a-z_.0-9-]+\.(?:prompts|texts))\.([\w-]+)\.(\w+)=(.*)$", re.DOTALL)
 
 
 class UserError(Exception):
@@ -53,6 +44,7 @@ def entry(
             import hydra
             from hydra.core.config_store import ConfigStore
             from hydra.core.hydra_config import HydraConfig
+            from omegaconf import OmegaConf
 
             ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
@@ -65,40 +57,20 @@ def entry(
             os.environ["HYDRA_FULL_ERROR"] = (
                 "1"  # lets the exception reach `plainly` instead of Hydra's own printer
             )
-            sys.argv[1:] = _arguments(sys.argv[1:])
+            # For the help texts: what a program can choose from, and the names in a table of the code.
+            OmegaConf.register_new_resolver("choices", lambda: listing(name, schema), replace=True)
+            OmegaConf.register_new_resolver(
+                "names", lambda *table: ", ".join(names_in(*table)), replace=True
+            )
             with plainly(schema):
+                if wrong := problem(sys.argv[1:], name, schema):
+                    raise UserError(wrong)
+                sys.argv[1:] = arranged(sys.argv[1:])
                 hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(task)()
 
         return main
 
     return decorate
-
-
-def _arguments(given: list[str]) -> list[str]:
-    """The command line as Hydra's parser takes it: flags first, passed-through keys with `++`."""
-    overrides = [
-        argument
-        for argument in given
-        if argument.startswith(("+", "~")) or ("=" in argument and not argument.startswith("-"))
-    ]
-    flags = [argument for argument in given if argument not in overrides]
-    if "--info" in flags:  # its value is optional: what follows would be taken for it
-        flags[flags.index("--info")] = "--info=all" if flags[-1] == "--info" else "--info"
-    return flags + [_PASSTHROUGH.sub("++", override) for override in _gathered(overrides)]
-
-
-def _gathered(overrides: list[str]) -> list[str]:
-    """The overrides, those of one named set as one: `++suite.prompts={mine:{source:FILE,limit:9}}`."""
-    kept: list[str] = []
-    named: dict[tuple[str, str], list[str]] = {}
-    for override in overrides:
-        if found := _NAMED.match(override):
-            place, name, key, value = found.groups()
-            named.setdefault((place, name), []).append(f"{key}:{value}")
-        else:
-            kept.append(override)
-    sets = [f"++{place}={{{name}:{{{','.join(keys)}}}}}" for (place, name), keys in named.items()]
-    return kept + sets
 
 
 @contextlib.contextmanager
@@ -144,15 +116,11 @@ def typed(composed: Any, schema: type[Any]) -> Any:
     for key in _unknown_keys(composed, schema):
         groups = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir())
         raise UserError(
-            f"there is no key {key!r}.{did_you_mean(key, [*_key_paths(schema), *groups])}"
+            f"there is no key {key!r}.{did_you_mean(key, [*key_paths(schema), *groups])}"
         )
     missing = OmegaConf.missing_keys(composed) - _unused(composed)
     if missing:
-        # An experiment is what sets the name.
-        advice = (
-            "; choose a complete configuration with +experiment=NAME" if "name" in missing else ""
-        )
-        raise UserError(f"{_listed(missing)} must be set{advice}")
+        raise UserError(f"{_listed(missing)} must be set{_advice(missing, schema)}")
     for key in OmegaConf.missing_keys(composed):
         OmegaConf.update(composed, key, "", force_add=True)
     try:
@@ -163,6 +131,15 @@ def typed(composed: Any, schema: type[Any]) -> Any:
     if found:
         raise UserError("\n       ".join(found))
     return config
+
+
+def _advice(missing: set[str], schema: type[Any]) -> str:
+    """What to choose, where a choice is what sets a missing key."""
+    if "name" in missing:
+        return "; choose a complete configuration with +experiment=NAME"
+    if "suite.name" in missing:
+        return f"; choose one with suite=NAME: {', '.join(groups(schema)['suite'])}"
+    return ""
 
 
 def plain(value: Any) -> Any:
@@ -256,11 +233,13 @@ def _config_message(error: BaseException, schema: type[Any] | None) -> str | Non
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
     text = _first_line(error)
+    if group := re.match(r"Could not override '(\w+)'\. No match in the defaults list", text):
+        return f"nothing is chosen from {group[1]!r} yet that could be replaced: write +{group[1]}=NAME"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and schema is not None:
         wrong = str(getattr(cause, "full_key", "") or getattr(cause, "key", ""))
         full = re.search(r"Could not override '([^']+)'", str(error))
         key = full.group(1) if full else wrong
-        paths = _key_paths(schema)
+        paths = key_paths(schema)
         hint = did_you_mean(wrong, [path for path in paths if path.count(".") == wrong.count(".")])
         return f"there is no key {key!r}.{hint or did_you_mean(key, paths)}"
     if cause is not error:
@@ -298,15 +277,3 @@ def _first_line(error: BaseException) -> str:
 
 def _listed(names: set[str]) -> str:
     return ", ".join(sorted(names))
-
-
-def _key_paths(schema: type[Any], prefix: str = "") -> list[str]:
-    """Every dotted key of a schema dataclass, such as `dpo.data.source`."""
-    paths = []
-    for name, hint in typing.get_type_hints(schema).items():
-        paths.append(prefix + name)
-        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        for option in options:
-            if dataclasses.is_dataclass(option) and isinstance(option, type):
-                paths += _key_paths(option, f"{prefix}{name}.")
-    return paths

@@ -13,7 +13,7 @@ def main(config: Evals, overrides: list[str]) -> float | None:
     """Evaluate, print a table, and leave `results.json` with one JSONL a task."""
     if config.offline:
         network.close()
-    # Here, not above: --help and a config error must not wait for scipy.
+    # Here, not above: --help and a config error must not wait for it.
     from evals.models import quiet
     from evals.run import Request, check_request, evaluate
 

@@ -51,7 +51,7 @@ def write_documents(suite: Suite, out: Path) -> Counter[str]:
 @entry("documents", Documents)
 def main(config: Documents, overrides: list[str]) -> float | None:
     """Write the documents and print how many each task has."""
-    # Here, not above: --help and a config error must not wait for scipy.
+    # Here, not above: --help and a config error must not wait for it.
     from evals.run import check_suite
 
     del overrides

@@ -161,6 +161,7 @@ def run(given: argparse.Namespace) -> list[str]:
     Raises:
         UserError: when the answers do not match, the judge cannot be asked, or judged nothing.
     """
+    _check_judge(given)
     check_out(given.out, None)
     names = given.names or (None, None)
     sides = [
@@ -191,10 +192,15 @@ def _further(side: Answers) -> str:
     return f"{side.name}: the first completion of each prompt is judged, {side.further:,} others are not"
 
 
-def _sit(given: argparse.Namespace, matches: list[Match]) -> tuple[str, Sitting]:
-    """The judge's name and what it said."""
+def _check_judge(given: argparse.Namespace) -> None:
     if (given.endpoint is None) == (given.reward_model is None):
         raise UserError("give one judge: --endpoint URL with --model NAME, or --reward-model PATH")
+    if given.endpoint is not None and not given.model:
+        raise UserError("--endpoint needs --model NAME, the judge's name there")
+
+
+def _sit(given: argparse.Namespace, matches: list[Match]) -> tuple[str, Sitting]:
+    """The judge's name and what it said."""
     if given.reward_model is not None:
         from reward.model import RewardModel
 
@@ -202,8 +208,6 @@ def _sit(given: argparse.Namespace, matches: list[Match]) -> tuple[str, Sitting]
             given.reward_model, batch_size=given.batch_size, max_length=given.max_length
         )
         return given.reward_model, by_reward_model(model, matches)
-    if not given.model:
-        raise UserError("--endpoint needs --model NAME, the judge's name there")
     endpoint = Endpoint(
         check_url(given.endpoint),
         given.model,
@@ -221,26 +225,74 @@ def _sit(given: argparse.Namespace, matches: list[Match]) -> tuple[str, Sitting]
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="python -m evals.judge", description=main.__doc__)
+    made = argparse.ArgumentParser(
+        prog="python -m evals.judge",
+        description=main.__doc__,
+        epilog="example: python -m evals.judge base.jsonl tuned.jsonl judgements.jsonl "
+        "--endpoint http://localhost:8000/v1 --model NAME",
+    )
     add = made.add_argument
     add("baseline", metavar="BASELINE", help="answers of the baseline (JSONL or JSON, also .gz)")
     add("answers", metavar="ANSWERS", help="answers of the model to the same prompts")
     add("out", metavar="OUT.jsonl", type=Path, help="judgements, for python -m evals.winrate")
     add("--names", nargs=2, metavar=("BASELINE", "MODEL"), help="default: from the files")
     add("--reward-model", metavar="PATH", help="judge with a reward model: folder or hub id")
-    add("--batch-size", type=at_least_one, default=16, help="conversations scored together")
-    add("--max-length", type=at_least_one, help="tokens that a reward model scores at most")
+    add(
+        "--batch-size",
+        type=at_least_one,
+        default=16,
+        help="conversations scored together (%(default)s)",
+    )
+    add(
+        "--max-length",
+        type=at_least_one,
+        help="tokens that a reward model scores at most; default: all that it can see",
+    )
     add("--endpoint", metavar="URL", help="judge with a chat model: OpenAI-compatible, up to /v1")
     add("--model", metavar="NAME", help="the chat model's name there")
-    add("--api-key-env", metavar="NAME", help="environment variable that holds the API key")
-    add("--temperature", type=at_least_zero, default=0.0, metavar="T", help="of the judge")
+    add(
+        "--api-key-env",
+        metavar="NAME",
+        help="environment variable that holds the API key; default: no key",
+    )
+    add(
+        "--temperature",
+        type=at_least_zero,
+        default=0.0,
+        metavar="T",
+        help="of the judge (%(default)s)",
+    )
     add("--no-temperature", action="store_true", help="for models that take none")
     add("--no-json-mode", action="store_true", help="for servers without response_format")
     add("--cache", type=Path, metavar="FILE", help="of verdicts; default: OUT.jsonl.verdicts")
-    add("--concurrency", type=at_least_one, default=4, metavar="N", help="requests at a time")
-    add("--timeout", type=at_least_zero, default=120.0, metavar="SECONDS", help="of a request")
-    add("--retries", type=at_least_one, default=5, metavar="N", help="after 429, 5xx, timeouts")
-    add("--pause", type=at_least_zero, default=1.0, metavar="SECONDS", help="before the first one")
+    add(
+        "--concurrency",
+        type=at_least_one,
+        default=4,
+        metavar="N",
+        help="requests at a time (%(default)s)",
+    )
+    add(
+        "--timeout",
+        type=at_least_zero,
+        default=120.0,
+        metavar="SECONDS",
+        help="of a request (%(default)s)",
+    )
+    add(
+        "--retries",
+        type=at_least_one,
+        default=5,
+        metavar="N",
+        help="after 429, 5xx, timeouts (%(default)s)",
+    )
+    add(
+        "--pause",
+        type=at_least_zero,
+        default=1.0,
+        metavar="SECONDS",
+        help="before the first one (%(default)s)",
+    )
     return made
 
 

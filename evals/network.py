@@ -7,7 +7,10 @@ sockets (PEP 578), so that whatever tries all the same fails at once, by name, i
 import ipaddress
 import os
 import socket
+import ssl
 import sys
+import urllib.error
+import urllib.request
 from types import FrameType
 from typing import Any
 
@@ -64,6 +67,30 @@ def inherit() -> None:
 def is_closed() -> bool:
     """Whether this process may connect to this machine only."""
     return _IN_USE
+
+
+def hub() -> str:
+    """The address of the model hub."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def hub_trouble(seconds: float = 5.0) -> str | None:
+    """Why the hub does not answer, asked once; None when anything answers, with whatever status.
+
+    The hub's clients ask again and again, for most of a minute, before they say it.
+    """
+    try:
+        urllib.request.urlopen(
+            urllib.request.Request(hub(), method="HEAD"), timeout=seconds
+        ).close()
+    except urllib.error.HTTPError:
+        return None
+    except urllib.error.URLError as error:
+        # The clients bring certificates of their own.
+        return None if isinstance(error.reason, ssl.SSLError) else str(error.reason)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:

@@ -29,9 +29,6 @@ def fetch(suite: Suite, model: Model | None, root: Path) -> Iterator[Item]:
     Raises:
         UserError: naming what cannot be had, and why.
     """
-    from evals.run import check_suite
-
-    check_suite(suite)
     if model is not None:
         yield from _model(model, root / "cache")
     if suite.kind is Kind.tasks:
@@ -163,15 +160,31 @@ def _is_ready_offline(overrides: list[str]) -> None:
 @entry("prefetch", Prefetch)
 def main(config: Prefetch, overrides: list[str]) -> float | None:
     """Fetch, list what is here, and try it offline."""
-    if config.offline:
-        network.close()
     from evals.models import quiet
+    from evals.run import check_suite
 
+    check_suite(config.suite)
+    # A hub that does not answer is told apart here: its clients, closed in time, look into their caches at once.
+    trouble = None if config.offline else network.hub_trouble()
+    if trouble:
+        print(
+            f"{network.hub()} does not answer ({trouble}): only what is here already can be used",
+            file=sys.stderr,
+        )
+    if config.offline or trouble:
+        network.close()
     quiet()
-    for item in fetch(
-        config.suite, config.model if config.model.path else None, Path(config.paths.root)
-    ):
-        print(f"{item.name:40} {item.bytes / 1e6:10,.1f} MB  {item.where}")
+    model = config.model if config.model.path else None
+    try:
+        for item in fetch(config.suite, model, Path(config.paths.root)):
+            print(f"{item.name:40} {item.bytes / 1e6:10,.1f} MB  {item.where}")
+    except UserError as error:
+        if trouble is None:
+            raise
+        raise UserError(
+            f"{network.hub()} does not answer ({trouble}), and not all is here yet: {error}. Give this command where "
+            "there is a network, or set HTTPS_PROXY or HF_ENDPOINT"
+        ) from error
     if not config.offline:
         _is_ready_offline([o for o in overrides if not o.lstrip("+").startswith("offline=")])
     print("ready offline")

@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m evals.report",
         description="Rebuild the leaderboard site from the JSON records of the runs.",
+        epilog="example: python -m evals.report outputs/runs --out site",
     )
     parser.add_argument("runs", type=Path, metavar="RUNS_DIR", help="searched for run.json files")
     parser.add_argument("--out", type=Path, required=True, metavar="SITE_DIR", help="site folder")

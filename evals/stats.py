@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
 
 from evals.resampling import bootstrap, sign_flips
 
@@ -189,6 +188,8 @@ class Estimate:
     def _quantile(self, at: float) -> float:
         if self.freedom < 1:
             return math.nan
+        from scipy import stats
+
         return float(
             stats.norm.ppf(at) if math.isinf(self.freedom) else stats.t.ppf(at, self.freedom)
         )
@@ -208,12 +209,16 @@ class Proportions:
 
         Unlike Wald's it is no point without flips, and keeps its level where few documents flip, all one way.
         """
+        from scipy import stats
+
         z = float(stats.norm.ppf(0.5 + confidence / 2))
         centre = (self.won - self.lost) / self.size
         return self._end(z, -1.0, centre), self._end(-z, centre, 1.0)
 
     def _end(self, z: float, low: float, high: float) -> float:
         """Where the test statistic, which falls with the difference, is z."""
+        from scipy import optimize
+
         if self._score(low) <= z:
             return low
         if self._score(high) >= z:
@@ -235,6 +240,8 @@ class Proportions:
 
     def detectable(self) -> float:
         """As `Estimate.detectable`, with the error that the 95 % interval amounts to."""
+        from scipy import stats
+
         low, high = self.interval(1 - _ALPHA)
         z = float(stats.norm.ppf(1 - _ALPHA / 2))
         return (high - low) / (2 * z) * (z + float(stats.norm.ppf(POWER)))
@@ -244,6 +251,8 @@ def _unchanged(count: int, span: float, confidence: float) -> Estimate:
     """No document differs: the share that would is below 1 − (α/2)^(1/G), its exact binomial bound (Clopper and
     Pearson 1934; the "rule of three"), and each by `span` at most.
     """
+    from scipy import stats
+
     bound = span * (1 - (0.5 - confidence / 2) ** (1 / count))
     return Estimate(0.0, bound / float(stats.norm.ppf(0.5 + confidence / 2)), math.inf, span)
 
@@ -269,6 +278,8 @@ def _proportions(
         return Estimate(float(delta.mean()), math.nan, 0)
     size = float(n)
     if count < n:
+        from scipy import stats
+
         robust, plain = stderr(sums, sizes), stderr(delta, np.ones(n))
         at = 0.5 + confidence / 2
         ratio = float(stats.t.ppf(at, n - 1) / stats.t.ppf(at, count - 1))
@@ -293,6 +304,8 @@ def mcnemar(lost: int, won: int) -> float:
     """
     if lost + won == 0:
         return 1.0
+    from scipy import stats
+
     return float(stats.binomtest(lost, lost + won, 0.5).pvalue)
 
 

@@ -296,7 +296,11 @@ def _notes(rates: dict[str, WinRate], left_out: int, given: str | None) -> Itera
 
 def main() -> None:
     """Win rates against a baseline from pairwise judgements, raw and controlled for the length of the answers."""
-    parser = argparse.ArgumentParser(prog="python -m evals.winrate", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m evals.winrate",
+        description=main.__doc__,
+        epilog="example: python -m evals.winrate judgements.jsonl --json winrates.json",
+    )
     add = parser.add_argument
     add("judgements", nargs="+", metavar="JUDGEMENTS.jsonl", help="JSONL or JSON, also .gz")
     add("--difficulty", metavar="FILE", help="of instructions: CSV, JSONL, or OUT of another run")

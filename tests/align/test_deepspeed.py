@@ -10,7 +10,7 @@ import yaml
 
 from align import launch
 from align.artifact import Job
-from conf.entry import CONF_DIR
+from conf.choices import CONF_DIR
 from conf.schema import Data, Launch, LaunchKind, Model, Peft
 from reward.data import prepare
 from reward.store import write_json

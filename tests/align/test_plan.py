@@ -254,3 +254,22 @@ def test_full_disk_is_refused_before_training(
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     assert "MB are free" in refusal(config)
+
+
+@pytest.mark.parametrize("margin", [-0.01, float("nan")])
+def test_a_margin_is_no_negative_number(config: Align, margin: float) -> None:
+    config.evaluation.margins = {"acc": margin}
+    assert "evaluation.margins.acc" in refusal(config)
+    config.evaluation.margins, config.evaluation.margin = {"acc": 0.0}, margin
+    assert "evaluation.margin=" in refusal(config)
+
+
+def test_a_family_names_tasks_of_the_suites(config: Align) -> None:
+    config.evaluation.suites["text"] = Suite(
+        kind=Kind.text, texts={"everyday": Text(source="offline:hellaswag")}
+    )
+    config.evaluation.suites["size"] = Suite(kind=Kind.footprint)
+    config.evaluation.family = ["demo_json", "everyday/bits_per_byte", "footprint"]
+    preflight(config, make_plan(config))
+    config.evaluation.family.append("demo_jsn/exact")
+    assert "Did you mean 'demo_json'?" in refusal(config)

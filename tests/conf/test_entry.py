@@ -11,7 +11,9 @@ import hydra
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from conf.entry import CONF_DIR, UserError, typed
+from conf.arguments import FLAGS, FLAGS_WITH_VALUE, arranged, problem
+from conf.choices import CONF_DIR
+from conf.entry import UserError, typed
 from conf.passthrough import DELEGATES, fields_of, problems
 from conf.schema import Align, Evals
 
@@ -118,6 +120,13 @@ def test_seed_reaches_stages_and_can_be_fixed() -> None:
     assert config.sft.args["seed"] == 0
 
 
+def test_margins_and_clusters_are_set_by_name_without_a_plus() -> None:
+    config = compose("align", "+experiment=demo", *arranged(["evaluation.margins.acc=0.1"]))
+    assert config.evaluation.margins["acc"] == 0.1
+    config = compose("evals", "model.path=x", *arranged(["suite.clusters.boolq=passage"]))
+    assert config.suite.clusters == {"boolq": "passage"}
+
+
 def test_target_is_refused_anywhere() -> None:
     with pytest.raises(UserError, match="_target_"):
         compose("align", "+experiment=demo", "+dpo.args._target_=os.system")
@@ -152,6 +161,11 @@ def test_target_is_refused_anywhere() -> None:
         (["+experiment=demo", "-m", "seed=1,x"], "seed: Value 'x'"),
         (["+experiment=demo", "seed=["], "error: "),
         ([], "model.path, name must be set"),
+        (["demo"], "options are KEY=VALUE, not 'demo'. Did you mean +experiment=demo?"),
+        (["demoo"], "Did you mean +experiment=demo?"),
+        (["--experiment", "demo"], "Did you mean +experiment=demo?"),
+        (["experiment=demo"], "write +experiment=NAME"),
+        (["xyz"], "Choose a complete configuration with +experiment=NAME: ablation_hh, demo"),
     ],
 )
 def test_config_error_is_one_message(overrides: list[str], message: str) -> None:
@@ -160,3 +174,62 @@ def test_config_error_is_one_message(overrides: list[str], message: str) -> None
     assert message in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("given", "better"),
+    [
+        (["--model", "x"], "model.path=x"),
+        (["--model.path=x"], "model.path=x"),
+        (["--path", "x"], "model.path=x"),
+        (["--suite", "local"], "suite=local"),
+        (["local"], "suite=local"),
+        (["model.path=x", "--quant", "int8"], "quant=int8"),
+        (["./models/mine"], "model.path=./models/mine"),
+        (["offline"], "offline=VALUE"),
+        (["--unheard"], None),
+    ],
+)
+def test_an_argument_that_is_no_option_is_answered_with_what_to_write(
+    given: list[str], better: str | None
+) -> None:
+    told = problem(given, "evals", Evals)
+    assert told is not None
+    assert told.endswith(f"Did you mean {better}?" if better else "--help shows examples")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["+experiment=demo", "-m", "seed=1,2"],
+        ["--cfg", "job", "-p", "dpo.args", "--resolve"],
+        ["--info", "+experiment=demo"],
+        ["~peft", "++a.b=1"],
+        ["--help"],
+    ],
+)
+def test_what_hydra_takes_passes(given: list[str]) -> None:
+    assert problem(given, "align", Align) is None
+
+
+def test_the_flags_are_hydras() -> None:
+    from hydra._internal.utils import get_args_parser
+
+    actions = [action for action in get_args_parser()._actions if action.option_strings]
+    flags = {name for action in actions for name in action.option_strings if action.nargs == 0}
+    valued = {name for action in actions for name in action.option_strings if action.nargs != 0}
+    assert (flags, valued) == (FLAGS, FLAGS_WITH_VALUE)
+
+
+def test_help_lists_what_the_program_can_choose() -> None:
+    from evals.metrics import METRICS
+    from evals.quantize import QUANTIZERS
+
+    told = run("evals", "--help").stdout.splitlines()
+    listed = dict(line.split(": ", 1) for line in told if "NAME" in line.split(": ")[0])
+    for group in ("suite", "model"):
+        options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+        assert listed[f"{group}=NAME"].split(", ") == options
+    assert listed["quant=NAME"].split(", ") == list(QUANTIZERS)
+    assert listed["suite.metrics=[NAME]"].split(", ") == list(METRICS)
+    assert not any(line.startswith(("data", "deepspeed", "experiment", "peft")) for line in told)

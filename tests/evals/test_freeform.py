@@ -252,9 +252,9 @@ def test_metrics_need_generated_answers(
     ],
 )  # fmt: skip
 def test_keys_of_a_named_set_are_gathered(given: list[str], gathered: list[str]) -> None:
-    from conf.entry import _arguments
+    from conf.arguments import arranged
 
-    assert _arguments(given) == gathered
+    assert arranged(given) == gathered
 
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:

@@ -391,6 +391,9 @@ def test_one_judge_is_needed(call: Callable[..., int], capsys: pytest.CaptureFix
     assert "give one judge" in capsys.readouterr().err
     assert call("--endpoint", "http://127.0.0.1:9/v1") == 2
     assert "--endpoint needs --model" in capsys.readouterr().err
+    # Said before anything about the files.
+    with pytest.raises(UserError, match="give one judge"):
+        command.run(command.parser().parse_args(["absent", "absent", "out.csv"]))
 
 
 def test_a_reward_model_judges(

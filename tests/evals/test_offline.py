@@ -1,14 +1,18 @@
 """With offline=true nothing leaves the machine: every attempt of every process is recorded, and there are none."""
 
+import http.server
 import ipaddress
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+
+from evals import network
 
 ROOT = Path(__file__).parents[2]
 # Installed by Python itself at the start of each process below, before any of the project's code.
@@ -171,6 +175,34 @@ def test_prefetch_says_what_is_missing(tmp_path: Path, argv: list[str], missing:
     assert missing in done.stderr
     assert "ready" not in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_prefetch_without_a_hub_says_so_at_once(tmp_path: Path) -> None:
+    """The address is asked for once, by this project; no client tries after it."""
+    done, hosts = run(
+        tmp_path,
+        *("-m", "evals.prefetch", "suite=demo_json", "model.path=nobody/nothing"),
+        offline=False,
+        HF_ENDPOINT="http://hub.invalid",
+        NO_PROXY="*",
+    )
+    assert done.returncode == 2
+    assert hosts == ["hub.invalid"]
+    notice, error = done.stderr.splitlines()
+    assert notice.startswith("http://hub.invalid does not answer (")
+    assert "nobody/nothing is not here" in error
+    assert error.endswith("set HTTPS_PROXY or HF_ENDPOINT")
+
+
+def test_a_hub_that_answers_with_an_error_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}/")
+    assert network.hub_trouble() is None  # 501: the handler has no do_HEAD
+    thread.join()
+    server.server_close()
+    assert "refused" in str(network.hub_trouble())
 
 
 def test_ifeval_without_its_data_is_refused_before_anything_is_generated(
