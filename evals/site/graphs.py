@@ -143,6 +143,7 @@ def write_names(
     Returns:
         False, with nothing written, where a name fits nowhere.
     """
+    axes.autoscale_view()  # the limits are otherwise found when the figure is drawn
     to_points = 72 / axes.figure.dpi
     centres = axes.transData.transform([(spot.x, spot.y) for spot in spots]) * to_points
     width, height = (size * 72 for size in axes.figure.get_size_inches())

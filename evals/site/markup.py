@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_BREAKS = re.compile(r"(?<=[_=])|(?<=\.)(?=[A-Za-z])")
 _BRIEF = 90  # characters
 MISSING = "–"  # for a number that was not measured, everywhere
 
@@ -41,6 +42,7 @@ def environment() -> "Environment":
         "whole": whole,
         "brief": brief,
         "own_note": own_note,
+        "breakable": breakable,
         "key": sort_key,
         "digest": digest,
     }
@@ -52,6 +54,13 @@ def script(name: str) -> "Markup":
     from markupsafe import Markup
 
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def breakable(text: str) -> "Markup":
+    """A name that may be broken after `_`, `=` and the dots between words, where the style allows it."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in _BREAKS.split(text))
 
 
 def digest(text: str) -> str:

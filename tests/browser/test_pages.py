@@ -142,6 +142,22 @@ def test_the_arm_page_shows_curves_forgetting_and_formats(site: Path, watch: Ope
     ]
 
 
+def test_the_arms_stay_in_sight_when_a_wide_table_is_scrolled(site: Path, watch: Open) -> None:
+    page = watch(site / "index.html", viewport={"width": 390, "height": 800})
+    table = page.locator(".scroll", has=page.locator("table.board"))
+    table.evaluate("element => element.scrollTo(400, 0)")
+    name = page.locator("table.board tbody th").first.bounding_box()
+    assert 0 <= name["x"] - table.bounding_box()["x"] < 2
+    assert page.locator("table.board tbody th a").first.inner_text() == "demo · dpo.args.beta=high"
+
+
+def test_a_page_of_held_out_text_speaks_of_its_loss(site: Path, watch: Open) -> None:
+    page = watch(site / "samples/demo-low/text-wiki-base-dpo.html")
+    page.locator(".filters button", has_text="higher loss").click()
+    assert page.locator("article.sample:visible").count() == 40
+    assert page.locator("article.sample h4").first.inner_text() == "Text"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_no_page_is_wider_than_the_window_in_either_scheme(
