@@ -273,6 +273,8 @@ def _disk_message(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = error.filename or "while writing"
         return f"the disk is full ({place}): free some space or set paths.root to another disk"
+    if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError):
+        return f"{error.filename} cannot be used: {error.strerror}; name another place or put its rights in order"
     return None
 
 

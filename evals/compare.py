@@ -7,26 +7,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from conf.entry import UserError, plainly
-from evals.results import Delta, EvalResult, compare, margin_of
+from evals.contrast import improvement
+from evals.results import UNQUANTIZED, Delta, EvalResult, compare, margin_of
 from evals.stats import documents_needed
+from reward.command import check_file
 from reward.store import write_json
 
 
 def table(deltas: Sequence[Delta]) -> str:
-    """The deltas as aligned text of at most 140 columns, one line a metric, notes below it."""
+    """The deltas as aligned text of at most 140 columns, one line a metric, notes below it; ★ marks main metrics."""
     lines = [
-        f"{'task/metric':30} {'baseline':>9} {'delta':>8} {'stderr':>7} {'95 % interval':>19} "
-        f"{'p':>6} {'adj. p':>6} {'flips':>6} {'n':>6} {'clust.':>6} {'MDE':>7}  verdict"
+        f"{'task/metric':28} {'baseline':>8} {'candidate':>9} {'delta':>8} {'stderr':>7} "
+        f"{'95 % interval':>18} {'p':>7} {'adj. p':>7} {'flips':>6} {'n':>5} {'clust.':>6} {'MDE':>6}  verdict"
     ]
     for delta in deltas:
         name = f"{delta.task}/{delta.metric}"
-        name = name if len(name) <= 30 else f"…{name[-29:]}"
+        name = (name if len(name) <= 26 else f"…{name[-25:]}") + (" ★" if delta.is_main else "")
         interval = f"[{_number(delta.ci_low, '+.4f')}, {_number(delta.ci_high, '+.4f')}]"
         lines.append(
-            f"{name:30} {_number(delta.baseline, '.4f'):>9} {_number(delta.difference, '+.4f'):>8} "
-            f"{_number(delta.stderr, '.4f'):>7} {interval:>19} {_number(delta.p, '.4f'):>6} "
-            f"{_number(delta.p_adjusted, '.4f'):>6} {_number(delta.flips, '.1%'):>6} {delta.n:>6} "
-            f"{delta.clusters or '–':>6} {_number(delta.mde, '.4f'):>7}  {delta.verdict}"
+            f"{name:28} {_number(delta.baseline, '.4f'):>8} {_number(delta.candidate, '.4f'):>9} "
+            f"{_number(delta.difference, '+.4f'):>8} {_number(delta.stderr, '.4f'):>7} {interval:>18} "
+            f"{_probability(delta.p):>7} {_probability(delta.p_adjusted):>7} "
+            f"{_number(delta.flips, '.1%'):>6} {delta.n:>5} "
+            f"{delta.clusters or '–':>6} {_number(delta.mde, '.4f'):>6}  {delta.verdict}"
         )
         if delta.note:
             lines.append(f"    {delta.note}")
@@ -39,23 +42,57 @@ def _number(value: float, form: str) -> str:
     return format(value, form if abs(value) < 10 else form.replace(".4f", ".5g"))
 
 
+def _probability(value: float) -> str:
+    return "<0.0001" if value < 0.0001 else _number(value, ".4f")
+
+
+def heading(baseline: EvalResult, candidate: EvalResult, margin: float) -> str:
+    """Which model is on which side, and by what rule it is judged."""
+    sides = (("baseline", baseline), ("candidate", candidate))
+    lines = [
+        f"{side:9}  {result.model.get('path', '?')}"
+        + (f", {result.quantizer}" if result.quantizer != UNQUANTIZED else "")
+        + f"  ({result.folder})"
+        for side, result in sides
+    ]
+    rules = {
+        "retention": f"retained when the interval excludes a loss of {margin:g}",
+        "gain": "better or worse when the interval excludes zero",
+    }
+    lines.append(f"suite      {baseline.suite}: {rules.get(baseline.role, 'not judged')}")
+    return "\n".join(lines)
+
+
+def mean(deltas: Sequence[Delta]) -> str:
+    """The mean over the tasks' main metrics; empty where there is one task."""
+    if sum(delta.is_main for delta in deltas) < 2:
+        return ""
+    try:
+        change = improvement([list(deltas)])
+    except UserError as error:
+        return f"no mean over the tasks: {error}"
+    note = f" ({change.note})" if change.note else ""
+    return (
+        f"mean of the tasks{note}, + is better: "
+        f"{change.difference:+.4f} [{change.ci_low:+.4f}, {change.ci_high:+.4f}]"
+    )
+
+
 def reading(deltas: Sequence[Delta], role: str, margin: float, margins: Mapping[str, float]) -> str:
-    """How to read the table: what it could not have shown, and how many documents would."""
+    """What the inconclusive rows of a retention suite could not have shown, and how many documents would."""
     weak = []
     for delta in deltas:
         limit = margin_of(delta, margin, margins)
         needed = documents_needed(delta.mde, delta.n, limit)
-        if delta.is_main and needed is not None and delta.mde > limit:
-            weak.append(f"{delta.task} (about {needed:,} documents would, it has {delta.n:,})")
-    what = "loss" if role == "retention" else "difference"
-    if weak:
-        return (
-            f"Too small to show a {what} of the margin ({margin:g}) in 4 of 5 comparisons: {', '.join(weak)}. "
-            "There, inconclusive does not mean unchanged."
-        )
-    if any(not math.isnan(delta.mde) for delta in deltas if delta.is_main):
-        return f"Every main metric could show a {what} of the margin ({margin:g}) in 4 of 5 comparisons."
-    return "No main metric could be paired."
+        is_open = delta.is_main and delta.verdict == "inconclusive"
+        if is_open and needed is not None and delta.mde > limit:
+            weak.append(f"{delta.task} about {needed:,} (it has {delta.n:,})")
+    if role != "retention" or not weak:
+        return ""
+    return (
+        f"Inconclusive is not unchanged: to find a loss of the margin with 80 % power would take more "
+        f"documents: {', '.join(weak)}"
+    )
 
 
 def main() -> None:
@@ -87,11 +124,9 @@ def main() -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        check_file(arguments.json, None, "deltas.json")
     margins = dict(_margin(text) for text in arguments.margins)
-    if not arguments.margin >= 0:
-        raise UserError(
-            f"--margin {arguments.margin} is below zero; give the loss as a positive number"
-        )
     baseline, candidate = EvalResult.load(arguments.baseline), EvalResult.load(arguments.candidate)
     deltas = compare(baseline, candidate, arguments.margin, arguments.family, margins)
     names = {n for d in deltas for n in (d.task, d.metric, f"{d.task}/{d.metric}")}
@@ -99,8 +134,13 @@ def _compare(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"--margins names {', '.join(sorted(unknown))}, but there are: {', '.join(sorted(names))}"
         )
-    print(table(deltas))
-    print("\n" + reading(deltas, baseline.role, arguments.margin, margins))
+    parts = (
+        heading(baseline, candidate, arguments.margin),
+        table(deltas),
+        mean(deltas),
+        reading(deltas, baseline.role, arguments.margin, margins),
+    )
+    print("\n\n".join(filter(None, parts)))
     if arguments.json:
         record = {
             "baseline": str(arguments.baseline),

@@ -8,6 +8,7 @@ with another training run.
 import dataclasses
 import functools
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,8 +30,10 @@ from evals.results import (
 )
 from evals.runs import Run, Variant
 
-# Metrics that have no upper bound, yet whose mean may happen to lie between 0 and 1.
-_UNBOUNDED = ("bits", "length", "loglikelihood", "logprob", "loss", "nll", "perplexity", "reward")
+# Metrics that are no share, yet whose value may happen to lie between 0 and 1.
+_NO_SHARE = re.compile(
+    r"bits|bleu|chrf|^kl(_|$)|length|loglikelihood|logprob|loss|nll|perplexity|reward|^ter$|_mb$|_per_s$"
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,11 @@ class Contrast:
     family: Sequence[str] = ()
     margins: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def is_quantization(self) -> bool:
+        """Whether the two are one policy in two number formats."""
+        return self.before.policy == self.after.policy
+
     def rows(self, role: str | None = None, main_only: bool = False) -> list[Row]:
         """The rows of the suites of a role, or of all suites."""
         return [
@@ -141,9 +149,9 @@ class Contrast:
         if not seeds:
             return Change(note=joined(reasons))
         mean = _with_reasons(self._mean_over([each[seed] for seed in seeds], seeds, role), reasons)
-        if role != "gain":
+        if role != "gain" and not self.is_quantization:
             return mean  # one verdict over all retention tasks would hide a forgotten one
-        return _judged(mean, self.margin, role)
+        return self._judged(mean, self.margin, role)
 
     def _mean_over(self, each: list[Change], seeds: list[int], role: str) -> Change:
         """The seeds' averages as one, with the documents of all."""
@@ -189,9 +197,33 @@ class Contrast:
             change = _with_reasons(dataclasses.replace(change, note="; ".join(gaps)), reasons)
             margin = margin_of(delta, self.margin, self.margins)
             if not delta.is_divergence:
-                change = _judged(change, margin, role, delta.higher_is_better)
+                change = self._judged(
+                    change, margin, role, delta.higher_is_better, reach=delta.reach
+                )
         shared = {item.name for item in dataclasses.fields(Row)} & vars(delta).keys()
         return Row(suite, role, change, **{name: getattr(delta, name) for name in shared})
+
+    def _judged(
+        self,
+        change: Change,
+        margin: float,
+        role: str,
+        higher_is_better: bool = True,
+        reach: float = 0.0,
+    ) -> Change:
+        """With its verdict. A number format is not meant to improve anything, so it is judged by the
+        margin on every suite: retained, worse or inconclusive.
+        """
+        ends = change.ci_low - reach, change.ci_high + reach
+        if self.is_quantization and role != "cost":
+            found = verdict(*ends, margin, "retention", higher_is_better)
+            found = "worse" if found == "forgotten" else found
+        else:
+            found = verdict(*ends, margin, role, higher_is_better)
+            if found == "inconclusive" and ends == (0, 0):
+                # The same output on every document: "inconclusive" would promise more from more documents.
+                found = "unchanged"
+        return dataclasses.replace(change, verdict=found)
 
 
 def contrast(runs: Sequence[Run], before: Variant, after: Variant, margin: float) -> Contrast:
@@ -240,12 +272,12 @@ def _seed_change(found: dict[str, list[Delta] | str], suites: Sequence[str]) -> 
             return Change(note=deltas)
         measured.append(deltas)
     try:
-        return dataclasses.replace(_improvement(measured), seeds=1)
+        return dataclasses.replace(improvement(measured), seeds=1)
     except UserError as error:
         return Change(note=str(error))
 
 
-def _improvement(suites: Sequence[list[Delta]]) -> Change:
+def improvement(suites: Sequence[list[Delta]]) -> Change:
     """One seed's average over the main metrics; see `Contrast.average`.
 
     Raises:
@@ -266,7 +298,7 @@ def _improvement(suites: Sequence[list[Delta]]) -> Change:
 
 
 def _averaged(pairings: Sequence[Pairing]) -> list[Pairing]:
-    """Those whose deltas `_improvement` averages."""
+    """Those whose deltas `improvement` averages."""
     mains = [one for one in pairings if one.score.is_main]
     return [
         one
@@ -325,14 +357,6 @@ def _with_reasons(change: Change, reasons: Sequence[str]) -> Change:
     return dataclasses.replace(change, note="; ".join(notes))
 
 
-def _judged(change: Change, margin: float, role: str, higher_is_better: bool = True) -> Change:
-    found = verdict(change.ci_low, change.ci_high, margin, role, higher_is_better)
-    if found == "inconclusive" and change.ci_low == change.ci_high == 0:
-        # The same output on every document: nothing is left in doubt, so "inconclusive" would mislead.
-        found = "unchanged"
-    return dataclasses.replace(change, verdict=found)
-
-
 def spread_of(values: Sequence[float]) -> float:
     """Standard deviation between seeds; NaN with one seed."""
     return statistics.stdev(values) if len(values) > 1 else math.nan
@@ -349,7 +373,5 @@ def _is_share(delta: Delta) -> bool:
 
 def is_share(metric: str, *values: float) -> bool:
     """Whether a metric lives in [0, 1], as accuracy does, and is to be read in percent."""
-    name = metric.lower()
-    return all(0 <= value <= 1 for value in values if not math.isnan(value)) and not any(
-        word in name for word in _UNBOUNDED
-    )
+    known = [value for value in values if not math.isnan(value)]
+    return all(0 <= value <= 1 for value in known) and not _NO_SHARE.search(metric.lower())

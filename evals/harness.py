@@ -19,7 +19,7 @@ from evals import clusters, offline, punkt
 from evals.answers import is_number, label_of, records, values_of
 from evals.generated import Column, check_groups, measured
 from evals.metrics import METRICS, summary
-from evals.models import identity, open_model
+from evals.models import dtype_name, identity, open_model
 from evals.progress import Answers, answers_file
 from evals.results import Score
 from evals.run import Measured, Subject, reader_of
@@ -242,7 +242,8 @@ def measure(subject: Subject, out: Path) -> Measured:
         _LOADED[key] = loaded
     groups = _LOADED[key]
     model, tokenizer = subject.open()
-    found = settings(suite, groups, tokenizer, subject.request.model.dtype.value, model.device.type)
+    dtype = dtype_name(subject.request.model, model.config)
+    found = settings(suite, groups, tokenizer, dtype, model.device.type)
     with _reader(subject) as reader:
         scores, samples = score(subject, groups, reader, out)
     if (other := reader_of(suite)) is not None:

@@ -128,6 +128,9 @@ def write(
             put(common | {key: value for key, value in row.items() if key != "preference"})
 
 
+_MOST_FLIPS = 50.0  # percent; above it the order decides more outcomes than the replies
+
+
 def summary(sitting: Sitting, n_pairs: int, gaps: int) -> list[str]:
     """The numbers about the judge as lines."""
     facts = sitting.facts
@@ -142,6 +145,11 @@ def summary(sitting: Sitting, n_pairs: int, gaps: int) -> list[str]:
             f"{facts['tie_rate']:.1f} %, first reply preferred {facts['first_rate']:.1f} % "
             f"[{facts['first_ci_low']:.1f}, {facts['first_ci_high']:.1f}]"
         )
+        if facts["flip_rate"] > _MOST_FLIPS:
+            lines.append(
+                "warning: most outcomes change with the order, so the judge goes by the place of a reply; the rate "
+                "below is near 50 % whatever the answers are, and its error does not show that"
+            )
     else:
         lines.append(f"tie rate {facts['tie_rate']:.1f} %, {facts['too_long']:,} too long")
     return lines + [f"gaps: {reason}" for reason in sitting.reasons]

@@ -144,8 +144,8 @@ def _length(row: Row, side: int) -> float:
         return float(len(text))
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRow(f"'len_{side}' is {short(value)}, expected the answer's length in characters")
-    if not (math.isfinite(value) and value >= 0):
-        raise BadRow(f"'len_{side}' is {value}, expected a finite number, 0 or more")
+    if not 0 <= value < 1e12:
+        raise BadRow(f"'len_{side}' is {short(value)}, expected a finite number, 0 or more")
     return float(value)
 
 

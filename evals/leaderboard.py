@@ -79,10 +79,10 @@ class Arm:
         return self.stages[-1].average(role)
 
     def cost(self, quantizer: str) -> Change:
-        """The quantized last policy against the unquantized, on the gain suites."""
+        """The quantized last policy against the unquantized, on the gain suites, or else on the retention suites."""
         for one in self.quantized:
             if one.after.quantizer == quantizer:
-                return one.average("gain")
+                return one.average("gain" if "gain" in one.roles.values() else "retention")
         return Change(note="not measured")
 
     def verdicts(self) -> dict[str, int]:

@@ -65,6 +65,11 @@ def check(model: Model, quantizer: str = "none") -> None:
             raise UserError(
                 f"model.adapter={model.adapter} is not a PEFT adapter: {config} is missing"
             )
+        if not (config.parent / "adapter_model.safetensors").is_file():
+            raise UserError(
+                f"model.adapter={model.adapter} has no adapter_model.safetensors; save it with "
+                "`save_pretrained` of a recent PEFT (pickled weights are not loaded)"
+            )
 
 
 def _check_folder(folder: Path) -> None:
@@ -234,11 +239,23 @@ def free_device() -> None:
         torch.cuda.empty_cache()
 
 
+def dtype_name(model: Model, config: Any) -> str:
+    """The number format of a model's weights, such as `bfloat16`: for `auto`, that in which they are stored.
+
+    Args:
+        model: as asked for.
+        config: its transformers config.
+    """
+    if model.dtype.value != "auto":
+        return model.dtype.value
+    return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+
+
 def merge_adapter(model: Model, out: Path, cache: Path, is_classifier: bool = False) -> None:
     """Write `model` with its adapter merged to `out`. The sum is formed in float32, then rounded once to the dtype."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     source = local_path(model, cache)
     options: dict[str, Any] = {"revision": model.revision, "dtype": torch.float32}
@@ -247,7 +264,8 @@ def merge_adapter(model: Model, out: Path, cache: Path, is_classifier: bool = Fa
     else:
         base = AutoModelForCausalLM.from_pretrained(source, **options)
     merged = PeftModel.from_pretrained(base, model.adapter).merge_and_unload(safe_merge=True)
-    dtype = torch.bfloat16 if model.dtype.value == "auto" else getattr(torch, model.dtype.value)
+    config = AutoConfig.from_pretrained(source, revision=model.revision)
+    dtype = getattr(torch, dtype_name(model, config))
     tokenizer = load_tokenizer(model, cache)
     if is_classifier:  # it finds the last token by its pad id, and refuses batches without one
         merged.config.get_text_config().pad_token_id = tokenizer.pad_token_id

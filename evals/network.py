@@ -1,4 +1,4 @@
-"""`offline=true`: no connection leaves this machine, in this process and in those that it starts.
+"""`offline=true`: no connection leaves this machine, in this process and in the workers that it starts.
 
 Two walls. The switches of the libraries, so that they look into their caches instead of trying; and an audit hook on
 sockets (PEP 578), so that whatever tries all the same fails at once, by name, instead of after a minute of retries.
@@ -47,6 +47,9 @@ def close() -> None:
     else:
         os.environ.update(SWITCHES)
     os.environ[_INHERITED] = "1"
+    for name in ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy"):
+        for variable in (name, name.upper()):  # one on this machine would carry requests out
+            os.environ.pop(variable, None)
     if not _IN_USE:
         _IN_USE = True
         sys.addaudithook(_refuse)

@@ -55,6 +55,18 @@ class Pairing:
     note: str = ""
 
     @property
+    def reach(self) -> float:
+        """The most by which the documents without a value could move the difference; inf where no bound is known.
+
+        A model that fails on a document has no value there, so what is missing is rarely missing at random.
+        """
+        if not self.missing or not self.documents:
+            return 0.0
+        both = np.concatenate([self.left, self.right])
+        span = 1.0 if self.span is None and both.min() >= 0 and both.max() <= 1 else math.inf
+        return span * self.missing / (self.missing + len(self.documents))
+
+    @property
     def differences(self) -> np.ndarray:
         """Candidate minus baseline; shape (n,)."""
         return np.asarray(self.right - self.left)
@@ -117,6 +129,8 @@ def values(metric: str, samples: Samples) -> dict[str, float]:
 def column(score: "Score", samples: Samples) -> dict[str, float] | str:
     """`values`, or why they are not those of the score: those of a corpus metric such as BLEU do not average to it."""
     found = values(score.metric, samples)
+    if not found and samples and any(score.metric in one.metrics for one in samples.values()):
+        return f"cannot be paired: none of the score's {len(samples)} documents has a value"
     if math.isnan(score.value) and len(found) == len(samples):
         return "cannot be paired: the score is not a number"
     mean = math.fsum(found.values()) / len(found) if found else math.nan

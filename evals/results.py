@@ -86,6 +86,13 @@ class EvalResult:
             record = read_json(path)
             record.pop("settings_hash", None)
             scores = [Score(**_null_to_nan(score)) for score in record.pop("scores")]
+            if not all(
+                isinstance(score.value, int | float) and isinstance(score.n, int)
+                for score in scores
+            ):
+                raise TypeError("a score's value or n is not a number")
+            if not isinstance(record["settings"], dict):
+                raise TypeError("its settings are not an object")
             seconds = record.pop("seconds")
             return cls(
                 scores=scores, folder=folder, seconds=math.nan if seconds is None else seconds, **record
@@ -107,14 +114,16 @@ class EvalResult:
         for row in read_jsonl(path):
             name = f"{row['doc_id']}:{row['doc_hash']}"
             weighted = {
-                key: (v, w, scale) for key, (v, w, scale) in row.get("weighted", {}).items()
+                key: (_number(v), _number(w), _scale(scale))
+                for key, (v, w, scale) in row.get("weighted", {}).items()
             }
+            metrics = {key: _number(value) for key, value in row["metrics"].items()}
             sample = found.setdefault(name, Sample(row, {}, {}))
-            if sample.metrics.keys() & row["metrics"] or sample.weighted.keys() & weighted:
+            if sample.metrics.keys() & metrics or sample.weighted.keys() & weighted:
                 raise UserError(
                     f"{path.name} holds document {row['doc_id']} twice; evaluate it again"
                 )
-            sample.metrics.update(row["metrics"])
+            sample.metrics.update(metrics)
             sample.weighted.update(weighted)
             rows[name] += 1
         if len(set(rows.values())) > 1:
@@ -165,6 +174,7 @@ class Delta:
     bootstrap_low: float = math.nan  # paired bootstrap interval
     bootstrap_high: float = math.nan
     missing: int = 0  # documents without a value on a side, left out
+    reach: float = 0.0  # the most by which the missing documents could move the difference
     is_divergence: bool = False  # from the baseline itself: shown, not judged
     note: str = ""
 
@@ -226,6 +236,10 @@ def pair_all(baseline: EvalResult, candidate: EvalResult) -> list[Pairing]:
         raise UserError(
             "the results are not comparable, their settings differ:\n  " + "\n  ".join(different)
         )
+    if baseline.role != candidate.role:
+        raise UserError(
+            f"the results are not comparable: one is of a {baseline.role} suite, the other of a {candidate.role} suite"
+        )
     tasks = dict.fromkeys([*baseline.samples, *(score.task for score in baseline.scores)])
     return [pairing for task in tasks for pairing in _task_pairings(baseline, candidate, task)]
 
@@ -252,6 +266,7 @@ def delta_of(pairings: Sequence[Pairing]) -> Delta:
         verdict="",
         is_divergence=first.score.neutral is not None,
         missing=max(pairing.missing for pairing in pairings),
+        reach=max(pairing.reach for pairing in pairings),
         note="; ".join(dict.fromkeys(pairing.note for pairing in pairings if pairing.note)),
     )
 
@@ -263,7 +278,16 @@ def judged(
     family: Sequence[str] = (),
     margins: Mapping[str, float] | None = None,
 ) -> list[Delta]:
-    """The deltas with their verdicts, and with p adjusted by Holm within the family."""
+    """The deltas with their verdicts, and with p adjusted by Holm within the family.
+
+    Raises:
+        UserError: when a margin is no finite number from 0 up.
+    """
+    for limit in (margin, *(margins or {}).values()):
+        if not 0 <= limit < math.inf:
+            raise UserError(
+                f"a margin is the loss that is still accepted: a number from 0 up, not {limit}"
+            )
     adjusted = stats.holm([delta.p if in_family(delta, family) else math.nan for delta in deltas])
     return [
         dataclasses.replace(
@@ -278,7 +302,8 @@ def judged(
 def _verdict_of(delta: Delta, role: str, margin: float) -> str:
     if delta.is_divergence:  # of two models that differ at all, it is never the neutral value
         return ""
-    return verdict(delta.ci_low, delta.ci_high, margin, role, delta.higher_is_better)
+    low, high = delta.ci_low - delta.reach, delta.ci_high + delta.reach
+    return verdict(low, high, margin, role, delta.higher_is_better)
 
 
 def in_family(delta: _Hypothesis, family: Sequence[str]) -> bool:
@@ -289,9 +314,15 @@ def in_family(delta: _Hypothesis, family: Sequence[str]) -> bool:
 
 
 def margin_of(delta: Delta, margin: float, margins: Mapping[str, float]) -> float:
-    """The non-inferiority margin of a metric: that of TASK/METRIC, TASK or METRIC, else `margin`."""
+    """The non-inferiority margin of a metric: that of TASK/METRIC, TASK or METRIC, else `margin`.
+
+    A perplexity is exp(loss), so `margin` is taken for nats: e^margin times the baseline is still accepted.
+    """
     names = (f"{delta.task}/{delta.metric}", delta.task, delta.metric)
-    return next((margins[name] for name in names if name in margins), margin)
+    for name in names:
+        if name in margins:
+            return margins[name]
+    return delta.baseline * math.expm1(margin) if delta.metric.endswith("perplexity") else margin
 
 
 def verdict(
@@ -310,7 +341,7 @@ def verdict(
         return "inconclusive"
     if role == "gain":
         return "better" if low > 0 else "worse" if high < 0 else "inconclusive"
-    if low > -margin:
+    if low > -margin or low == high == 0:
         return "retained"
     return "forgotten" if high < 0 else "inconclusive"
 
@@ -341,6 +372,10 @@ def _task_pairings(baseline: EvalResult, candidate: EvalResult, task: str) -> It
     for metric, score in mine.items():
         if metric not in others:
             yield Pairing(score, math.nan, note="the candidate has no such metric")
+        elif score.higher_is_better != others[metric].higher_is_better:
+            raise UserError(
+                f"the results are not comparable: {task} {metric} is better when higher on one side, lower on the other"
+            )
         elif score.neutral is None:
             yield pair(score, others[metric], ours, theirs)
     for metric, other in others.items():
@@ -391,6 +426,21 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             if line.strip():
                 yield json.loads(line)
+
+
+def _number(value: Any) -> float:
+    """A value of a sample; null and NaN are gaps."""
+    if value is None:
+        return math.nan
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is not a number")
+    return value
+
+
+def _scale(name: Any) -> str:
+    if name not in stats.SCALES:
+        raise ValueError(f"{name!r} is none of {', '.join(stats.SCALES)}")
+    return str(name)
 
 
 def _null_to_nan(score: dict[str, Any]) -> dict[str, Any]:

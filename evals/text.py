@@ -15,7 +15,7 @@ from conf.schema import Suite
 from evals import heldout, likelihood, stats
 from evals.heldout import Document
 from evals.likelihood import AGREES, KL, LOSS, REFERENCE_LOSS
-from evals.models import free_device, open_model
+from evals.models import dtype_name, free_device, open_model
 from evals.results import Score
 from evals.run import Measured, Subject
 from reward.store import content_key
@@ -58,7 +58,7 @@ def measure(subject: Subject, out: Path) -> Measured:
     }
     values = _values(subject, model, tokenizer, passages)
     free_device()  # of the reference
-    settings = _settings(subject, texts, passages, has_bos, model.device.type)
+    settings = _settings(subject, texts, passages, has_bos, model)
     scores, samples = [], {}
     for name in texts:
         rows = [_row(*pair) for pair in zip(passages[name], values[name], strict=True)]
@@ -184,7 +184,7 @@ def _settings(
     texts: dict[str, heldout.HeldOut],
     passages: dict[str, list[Passage]],
     has_bos: bool,
-    device: str,
+    model: Any,
 ) -> dict[str, Any]:
     """All that must be equal for two results to be comparable; see `EvalResult.settings`."""
     import transformers
@@ -192,8 +192,8 @@ def _settings(
     suite = subject.request.suite
     return {
         "backend": f"transformers {transformers.__version__}",
-        "device": device,
-        "dtype": subject.request.model.dtype.value,
+        "device": model.device.type,
+        "dtype": dtype_name(subject.request.model, model.config),
         "softmax_dtype": "float32",
         "batch_size": suite.batch_size,
         "max_length": suite.max_length,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from conf.entry import UserError, plainly
 from evals.difficulty import read_difficulties
 from evals.judgements import Judged, Pair, load
+from reward.command import check_file
 from reward.store import write_json
 
 if TYPE_CHECKING:
@@ -271,7 +272,10 @@ def _notes(rates: dict[str, WinRate], left_out: int, given: str | None) -> Itera
     sources = {rate.difficulty_source for rate in rates.values() if not rate.note}
     if "joint" in sources:
         count = sum(rate.difficulty_source == "joint" for rate in rates.values())
-        yield f"LC: instruction difficulty estimated jointly over {count} models; over others it may differ by points"
+        yield (
+            f"LC: instruction difficulty estimated jointly over {count} models. Do not set it beside a leaderboard's, "
+            "which is estimated over its own models: it can be off by many points unless --difficulty gives those"
+        )
     if "file" in sources:
         yield f"LC: instruction difficulty from {given}"
     if "none" in sources:
@@ -300,6 +304,8 @@ def main() -> None:
     add("--json", type=Path, metavar="OUT", help="write the numbers as JSON too")
     given = parser.parse_args()
     with plainly():
+        if given.json:
+            check_file(given.json, None, "rates.json")
         record, difficulties, lines = report(
             load(given.judgements, given.baseline), given.difficulty
         )

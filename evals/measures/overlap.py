@@ -38,25 +38,39 @@ def _f1(answer: list[str], reference: list[str]) -> float:
     return 2 * shared / (len(answer) + len(reference))
 
 
-def rouge1(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def rouge1(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float | None]:
     """F-measure over words, stemmed (Lin 2004, ROUGE)."""
     return _rouge("rouge1", answers, references)
 
 
-def rouge2(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def rouge2(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float | None]:
     """F-measure over pairs of words, stemmed (Lin 2004, ROUGE)."""
     return _rouge("rouge2", answers, references)
 
 
-def rouge_l(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def rouge_l(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float | None]:
     """F-measure over the longest common subsequence of words, stemmed (Lin 2004, ROUGE)."""
     return _rouge("rougeL", answers, references)
 
 
-def _rouge(kind: str, answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def _rouge(
+    kind: str, answers: Sequence[str], references: Sequence[Sequence[str]]
+) -> list[float | None]:
+    """A reference without a token cannot be matched by anything, not even itself: a gap."""
     scorer = _rouge_scorer(kind)
-    pairs = zip(answers, references, strict=True)
-    return [float(scorer.score_multi(texts, answer)[kind].fmeasure) for answer, texts in pairs]
+    return [
+        float(scorer.score_multi(texts, answer)[kind].fmeasure)
+        if any(_rouge_tokens(text) for text in texts)
+        else None
+        for answer, texts in zip(answers, references, strict=True)
+    ]
+
+
+def _rouge_tokens(text: str) -> list[str]:
+    """What rouge-score sees of a text: a–z and digits."""
+    from rouge_score.tokenize import tokenize
+
+    return list(tokenize(text, None))
 
 
 @functools.cache

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from evals.contrast import Row
+from evals.contrast import Change, Contrast, Row, is_share
 from evals.leaderboard import Arm, boards
 from evals.results import EvalResult, Score
-from evals.runs import load_runs
+from evals.runs import Variant, load_runs
 from evals.stats import paired
 from reward.store import write_json
 
@@ -174,3 +174,27 @@ def test_arms_on_other_documents_fall_back_to_intervals_and_say_so(tmp_path: Pat
         == "ranks are by overlap of intervals: the arms were not measured on the same documents"
     )
     assert {entry.rank for entry in board.entries} == {"1–2"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        *((name, True) for name in ("acc", "f1", "rougeL", "top1_agreement", "json_exact")),
+        *(
+            (name, False)
+            for name in ("kl", "kl_p99", "bleu", "chrf", "loss", "size_mb", "decode_tokens_per_s")
+        ),
+    ],
+)
+def test_only_shares_are_read_in_percent(metric: str, expected: bool) -> None:
+    assert is_share(metric, 0.5, 0.4) is expected
+
+
+@pytest.mark.parametrize("role", ["gain", "retention"])
+def test_a_number_format_is_judged_by_the_margin_on_every_suite(role: str) -> None:
+    forms = Contrast(Variant("dpo"), Variant("dpo", "int8"), 0.03, {}, [])
+    training = Contrast(Variant("base"), Variant("dpo"), 0.03, {}, [])
+    small, large = Change(-0.01, -0.02, 0.01), Change(-0.1, -0.2, -0.05)
+    assert forms._judged(small, 0.03, role).verdict == "retained"
+    assert forms._judged(large, 0.03, role).verdict == "worse"
+    assert training._judged(large, 0.03, role).verdict == {"gain": "worse"}.get(role, "forgotten")

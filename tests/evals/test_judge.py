@@ -158,7 +158,9 @@ def test_a_judge_that_prefers_the_first_reply_decides_nothing(
     assert rows[0]["orders"] == {"baseline_first": "A", "model_first": "A"}
     assert (rows[0]["generator_1"], rows[0]["generator_2"]) == ("base", "new")
     assert (rows[0]["len_1"], rows[0]["len_2"]) == (len(answer("base", 0)), len(answer("new", 0)))
-    assert "flip rate 100.0 %" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "flip rate 100.0 %" in said
+    assert "the judge goes by the place of a reply" in said
     server.asked.clear()
     assert call("--endpoint", server.url, "--model", "j") == 0
     assert server.asked == []

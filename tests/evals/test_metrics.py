@@ -356,3 +356,10 @@ def test_every_scorer_exists() -> None:
 def test_an_unknown_metric_is_named() -> None:
     with pytest.raises(UserError, match=r"no metric 'rougel'\. Did you mean 'rougeL'"):
         metrics.check(["f1", "rougel"])
+
+
+def test_rouge_does_not_judge_what_it_cannot_read() -> None:
+    from evals.measures.overlap import rouge_l
+
+    found = rouge_l(["我爱北京", "the cat"], [["我爱北京"], ["the cat"]])
+    assert found == [None, 1]

@@ -166,14 +166,22 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
+Z2 = 1.959964**2
+
+
+def wilson_upper(won: float, n: float) -> float:
+    share = won / n
+    spread = math.sqrt(Z2 * (share * (1 - share) / n + Z2 / (4 * n**2)))
+    return (share + Z2 / (2 * n) + spread) / (1 + Z2 / n)
+
+
 def test_the_gain_is_the_paired_difference_worked_out_by_hand(runs: Path) -> None:
     (row,) = leaderboard_rows(runs)
-    # Four of eight are won, none is lost. Bonett and Price add one to each: (5 − 1) / 10.
-    half = 1.959964 * math.sqrt((6 / 10 - 0.4**2) / 10)
+    # Four of eight are won, none is lost: see `test_flips_all_one_way_by_hand`.
     assert row["gain"] == pytest.approx(0.5)
-    assert row["gain_ci_low"] == pytest.approx(0.4 - half, abs=1e-6)
-    assert row["gain_ci_high"] == pytest.approx(0.4 + half, abs=1e-6)
-    assert row["gain_verdict"] == "inconclusive"  # as exact McNemar says: p = 2 / 2⁴
+    assert row["gain_ci_low"] == pytest.approx((4 - Z2) / (8 + Z2), abs=1e-6)
+    assert row["gain_ci_high"] == pytest.approx(wilson_upper(4, 8), abs=1e-6)
+    assert row["gain_verdict"] == "better"
     assert row["score"] == pytest.approx(0.75)
     assert row["rank"] == "1"
     assert row["gain_seed_sd"] is None
@@ -183,10 +191,10 @@ def test_the_retention_average_weighs_tasks_equally_and_counts_verdicts(runs: Pa
     (row,) = leaderboard_rows(runs)
     assert row["retention"] == pytest.approx((0.0 - 0.75) / 2)
     assert (row["retention_retained"], row["retention_forgotten"]) == (1, 1)
-    # The kept task has no error. Of the other's eight, six are lost: (1 − 7) / 10 by Bonett and Price.
-    high = -0.6 + 1.959964 * math.sqrt((8 / 10 - 0.6**2) / 10)
+    # The kept task has no error. Of the other's eight, six are lost.
+    high, low = -(6 - Z2) / (8 + Z2), -wilson_upper(6, 8)
     assert row["retention_ci_high"] == pytest.approx(-0.375 + (high + 0.75) / 2, abs=1e-6)
-    assert row["retention_ci_low"] == pytest.approx(-0.5)  # nothing can lose more than all
+    assert row["retention_ci_low"] == pytest.approx(-0.375 + (low + 0.75) / 2, abs=1e-6)
 
 
 def test_a_wider_margin_forgives(runs: Path) -> None:
@@ -241,9 +249,7 @@ def test_seeds_are_averaged_and_their_spread_is_kept_apart(tmp_path: Path) -> No
     robust = 8 / 7 * (2 * 1.25**2 + 2 * 0.25**2 + 4 * 0.75**2) / 16**2
     plain = 0.375 * 0.625 / 15
     size = 16 * plain / robust * (2.131450 / 2.364624) ** 2  # t of 15 and of 7 degrees of freedom
-    centre = 0.375 * size / (size + 2)
-    half = 1.959964 * math.sqrt(((0.375 * size + 2) / (size + 2) - centre**2) / (size + 2))
-    assert row["gain_ci_high"] == pytest.approx(centre + half, abs=1e-6)
+    assert row["gain_ci_high"] == pytest.approx(wilson_upper(0.375 * size, size), abs=1e-6)
     assert "seed sd 17.7" in page(tmp_path / "runs", tmp_path / "site")
 
 
@@ -264,13 +270,13 @@ def test_a_skipped_quantizer_says_so_and_is_no_zero(runs: Path, tmp_path: Path) 
     assert "skipped: needs a GPU" in (tmp_path / "site/leaderboard.md").read_text("utf-8")
 
 
-def test_a_quantizer_that_changes_nothing_is_unchanged(tmp_path: Path) -> None:
+def test_a_quantizer_that_changes_nothing_is_retained(tmp_path: Path) -> None:
     run = tmp_path / "runs"
     write_task(run, BASE, BASE)
     write_evaluation(run / "evals/dpo-int8-task", "task", "gain", {"json": BASE}, quantizer="int8")
     write_run(run, [*TASK, ("dpo", "int8", "task")])
     (row,) = leaderboard_rows(run)
-    assert (row["int8_cost"], row["int8_cost_verdict"]) == (0.0, "unchanged")
+    assert (row["int8_cost"], row["int8_cost_verdict"]) == (0.0, "retained")
 
 
 def test_mismatched_settings_are_the_reason_in_the_cell(tmp_path: Path) -> None:

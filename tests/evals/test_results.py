@@ -12,7 +12,7 @@ import pytest
 
 from conf.entry import UserError
 from evals import compare as command
-from evals.results import EvalResult, Score, compare, verdict
+from evals.results import Delta, EvalResult, Score, compare, margin_of, verdict
 from evals.stats import contributions
 
 Write = Callable[..., EvalResult]
@@ -171,7 +171,7 @@ def test_no_flips_with_other_answers_is_inconclusive(write: Write) -> None:
     (delta,) = compare(baseline, edit(candidate, reword))
     assert (delta.difference, delta.flips) == (0, 0)
     assert (delta.ci_high, delta.verdict) == (
-        pytest.approx(1.959964 * math.sqrt(2) / 42),
+        pytest.approx(1.959964**2 / (40 + 1.959964**2)),
         "inconclusive",
     )
 
@@ -338,7 +338,7 @@ def test_the_command_prints_an_aligned_table(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    baseline, candidate = write([1, 0] * 20), write([1, 1] * 2 + [1, 0] * 18)
+    baseline, candidate = write([1, 0] * 20), write([0, 0] * 2 + [1, 0] * 18)
     out = tmp_path / "deep/deltas.json"
     run(
         monkeypatch,
@@ -351,13 +351,16 @@ def test_the_command_prints_an_aligned_table(
         "--family",
         "quiz",
     )
-    header, line, _, reading = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr().out
+    sides, rows, reading = said.split("\n\n")
+    assert str(baseline.folder) in sides
+    assert "a loss of 0.03" in sides
+    header, line = rows.splitlines()
     assert max(len(header), len(line)) <= 140
-    assert line.endswith("retained")
+    assert line.endswith("inconclusive")
     (delta,) = json.loads(out.read_text())["deltas"]
     needed = math.ceil(40 * (delta["mde"] / 0.05) ** 2)
-    assert f"quiz (about {needed:,} documents would, it has 40)" in reading
-    assert delta["verdict"] == "retained"
+    assert f"quiz about {needed:,} (it has 40)" in reading
     assert f"{delta['mde']:.4f}" in line
 
 
@@ -367,7 +370,8 @@ def test_the_command_prints_an_aligned_table(
         (["--family", "nothing"], "the family names nothing"),
         (["--margins", "nothing=0.1"], "--margins names nothing"),
         (["--margins", "quiz=wide"], "write NAME=X"),
-        (["--margin", "-1"], "below zero"),
+        (["--margin", "-1"], "a number from 0 up, not -1"),
+        (["--margin", "inf"], "a number from 0 up, not inf"),
     ],
 )
 def test_a_users_mistake_is_exit_code_2(
@@ -382,3 +386,37 @@ def test_a_users_mistake_is_exit_code_2(
         run(monkeypatch, folder, folder, *options)
     assert stopped.value.code == 2
     assert re.search(re.escape(says), capsys.readouterr().err)
+
+
+def test_a_perplexity_is_judged_as_the_loss_that_it_is_made_of() -> None:
+    def delta(metric: str, baseline: float) -> Delta:
+        return Delta("text", metric, baseline, 0, 0, 0, 0, 0, 1, 1, 0, 9, False, True, "")
+
+    assert margin_of(delta("loss", 2.0), 0.03, {}) == 0.03
+    accepted = math.exp(2.0 + 0.03) - math.exp(2.0)
+    assert margin_of(delta("perplexity", math.exp(2.0)), 0.03, {}) == pytest.approx(accepted)
+    assert margin_of(delta("word_perplexity", 20.0), 0.03, {"word_perplexity": 1.0}) == 1.0
+
+
+def test_documents_that_the_candidate_failed_on_are_not_retained(write: Write) -> None:
+    values: list[float] = [0, 1] * 500
+    baseline, candidate = write(values), write(values)
+    baseline = edit(baseline, lambda rows: rows[0].update(answer="another"))
+    assert compare(baseline, candidate)[0].verdict == "retained"
+
+    def fail(rows: list[dict[str, Any]]) -> None:
+        for row in rows[:100]:
+            row["metrics"]["acc"] = math.nan
+
+    (delta,) = compare(baseline, edit(candidate, fail))
+    assert (delta.missing, delta.reach, delta.difference) == (100, pytest.approx(0.1), 0)
+    assert delta.verdict == "inconclusive"  # the 100 may all be wrong
+
+
+@pytest.mark.parametrize("value", ["x", [1], {"a": 1}])
+def test_a_value_that_is_no_number_is_refused(write: Write, value: Any) -> None:
+    def spoil(rows: list[dict[str, Any]]) -> None:
+        rows[0]["metrics"]["acc"] = value
+
+    with pytest.raises(UserError, match="cannot be read"):
+        compare(write([1, 0]), edit(write([1, 0]), spoil))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from evals.resampling import bootstrap, bootstrap_means, sign_flips
 from evals.stats import (
+    Proportions,
     documents_needed,
     holm,
     macro,
@@ -44,21 +45,70 @@ def test_a_graded_metric_by_hand() -> None:
 
 
 def test_a_binary_metric_by_hand() -> None:
-    # 40 documents, 9 lost and 1 won: Bonett and Price's (2 − 10) / 42, and √((12/42 − (8/42)²) / 42)
-    base, candidate = [1.0] * 9 + [0.0] + [1.0] * 30, [0.0] * 9 + [1.0] + [1.0] * 30
+    # 7 lost and 1 won of 21: Fagerland, Lydersen and Laake 2014, "Recommended tests and confidence intervals for paired
+    # binomial proportions", give −0.517 to −0.026 for Tango's interval.
+    base = [1.0] * 7 + [0.0] + [1.0] * 13
+    candidate = [0.0] * 7 + [1.0] + [1.0] * 13
     found = paired(base, candidate)
-    error = math.sqrt((12 / 42 - (8 / 42) ** 2) / 42)
-    assert found.difference == pytest.approx(-8 / 40)
-    assert found.ci_low == pytest.approx(-8 / 42 - Z * error, rel=1e-6)
-    assert found.ci_high == pytest.approx(-8 / 42 + Z * error, rel=1e-6)
-    assert found.mde == pytest.approx((Z + 0.841621) * error, rel=1e-6)
-    assert found.p == pytest.approx(mcnemar(9, 1))
+    assert found.difference == pytest.approx(-6 / 21)
+    assert (found.ci_low, found.ci_high) == pytest.approx((-0.517, -0.026), abs=5e-4)
+    assert found.p == pytest.approx(mcnemar(7, 1))
+
+
+def test_flips_all_one_way_by_hand() -> None:
+    # Without a loss, Tango's equation is (won − n δ) / (1 + δ) = z² below the estimate, and above it
+    # the score test of one proportion: Wilson's interval.
+    won, n = 6, 25
+    found = paired([0.0] * n, [1.0] * won + [0.0] * (n - won))
+    assert found.ci_low == pytest.approx((won - Z**2) / (n + Z**2), rel=1e-6)
+    assert found.ci_high == pytest.approx(wilson_upper(won, n), rel=1e-6)
+
+
+def wilson_upper(won: float, n: float) -> float:
+    share = won / n
+    spread = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return (share + Z**2 / (2 * n) + spread) / (1 + Z**2 / n)
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "n"), [(7, 1, 21), (12, 5, 60), (3, 0, 100), (2.5, 4.2, 33.3)]
+)
+def test_the_ends_are_where_the_constrained_likelihood_says(
+    lost: float, won: float, n: float
+) -> None:
+    """At an end, z = deviation / √variance, with the nuisance share that maximizes the likelihood there."""
+    for sign, end in zip((1, -1), Proportions(lost, won, n).interval(), strict=True):
+        lost_share = np.linspace(max(0, -end) + 1e-9, (1 - end) / 2 - 1e-9, 400_001)
+        won_share = lost_share + end
+        same = 1 - lost_share - won_share
+        inside = (won_share > 0) & (same > 0)
+        lost_share, won_share, same = lost_share[inside], won_share[inside], same[inside]
+        likelihood = (
+            lost * np.log(lost_share) + won * np.log(won_share) + (n - lost - won) * np.log(same)
+        )
+        best = int(np.argmax(likelihood))
+        variance = n * (lost_share[best] + won_share[best] - end**2)
+        assert (won - lost - n * end) / math.sqrt(variance) == pytest.approx(sign * Z, abs=2e-3)
+
+
+def test_few_changes_of_a_graded_metric_are_no_certainty() -> None:
+    # Three of 100 lose 0.8, 0.8 and 0.4. Two more are added, of ± 0.8.
+    delta = np.array([-0.8, -0.8, -0.4] + [0.0] * 97)
+    found = paired(np.full(100, 0.9), np.full(100, 0.9) + delta)
+    mean = -2.0 / 102
+    error = math.sqrt(((0.64 * 4 + 0.16) / 102 - mean**2) / 102)
+    assert found.ci_low == pytest.approx(mean - 1.983731 * error, rel=1e-6)  # t(101)
+    assert found.difference == pytest.approx(-0.02)
+    # A constant difference has no spread, but three documents do not make it certain.
+    constant = paired([0.5] * 3, [0.4] * 3)
+    assert constant.ci_low < -0.1 < constant.ci_high
+    assert paired([0.5] * 50, [0.4] * 50).ci_high < 0
 
 
 def test_no_flip_is_no_certainty_but_the_same_output_is() -> None:
     values = [1.0, 0.0, 1.0, 1.0] * 10
     found = paired(values, values)
-    half = Z * math.sqrt(2 / 42 / 42)
+    half = Z**2 / (40 + Z**2)
     assert (found.difference, found.stderr, found.flips, found.p) == (0, 0, 0, 1)
     assert (found.ci_low, found.ci_high) == pytest.approx((-half, half), rel=1e-6)
     assert found.mde > 0.03
