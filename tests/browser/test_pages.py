@@ -68,7 +68,9 @@ def test_arms_are_filtered_by_text_experiment_and_verdict(site: Path, watch: Ope
     assert arms(page) == ["other <b>"]
     page.get_by_label("Experiment").select_option("")
     page.get_by_label("Verdict").select_option("forgot")
-    assert arms(page) == ["high"]
+    assert arms(page) == ["high", "low"]
+    page.get_by_label("Verdict").select_option("kept")
+    assert arms(page) == ["other <b>"]
 
 
 def test_without_scripts_it_is_a_plain_table_with_links(site: Path, watch: Open) -> None:
