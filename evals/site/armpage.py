@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 from evals.contrast import Change, Contrast, Row
 from evals.leaderboard import MeanScore
-from evals.runs import Run
+from evals.results import margin_of
+from evals.runs import Run, Variant
 from evals.site.curves import StageCurves, stage_curves
 from evals.site.graphs import Spot, trade_chart
-from evals.site.markup import count, duration, environment, percent, script
+from evals.site.markup import count, duration, environment, percent, script, shared_note
 from evals.site.measured import Form, Text, forms, texts
-from evals.site.places import INDEX, Compared, Place
+from evals.site.places import INDEX, Compared, Place, board_title
 from evals.site.plots import Pair, Point, dumbbell_chart, forest_chart, score_chart
 
 # Metric, column, and the direction in which its column is sorted first: the better end up.
@@ -34,7 +35,11 @@ def render(place: Place) -> str:
         .get_template("arm.html.jinja")
         .render(
             view=view,
-            form_texts=list(dict.fromkeys(t.task for form in view.forms for t in form.texts)),
+            form_texts=list(
+                dict.fromkeys(
+                    t.task for form in view.forms for t in form.texts if "kl" in t.divergence
+                )
+            ),
             perplexities=list(dict.fromkeys(t for form in view.forms for t in form.perplexity)),
             footprints=[one for one in _FOOTPRINTS if one[0] in kinds],
             home=f"../{INDEX}",
@@ -62,6 +67,44 @@ class ArmView:
         self.retention = arm.average("retention")
         self.retained = arm.stages[-1].rows("retention", main_only=True) if arm.stages else []
         self.dtype = str(arm.first.model.get("dtype", "16-bit"))
+        self.margins = dict(arm.first.margins)
+        self.cost_notes = list(
+            dict.fromkeys(
+                note
+                for contrast in arm.quantized
+                for role in ("gain", "retention")
+                if (note := shared_note(contrast.average(role).note))
+            )
+        )
+
+    @property
+    def title(self) -> str:
+        """Name of the arm's board, as the leaderboard heads it."""
+        return board_title(self.place.board)
+
+    @property
+    def has_gain_tasks(self) -> bool:
+        """Whether a format was compared on tasks of gain."""
+        return any(form.gain is not None and not form.gain.is_missing for form in self.forms)
+
+    def cost(self, form: Form) -> Change | None:
+        """What a format costs; None for the unquantized itself."""
+        return None if form.gain is None else self.arm.cost(form.name)
+
+    def text_page(self, variant: Variant, task: str) -> str:
+        """The documents of held-out text as a variant of the last policy read them; empty when there is no page."""
+        suites = dict.fromkeys(key.suite for key in self.place.samples if key.task == task)
+        pages = (self.place.samples_of(variant, suite, task) for suite in suites)
+        return next(filter(None, pages), "")
+
+    def flips_page(self, variant: Variant) -> str:
+        """The one task whose documents flipped; empty where they are of several."""
+        pages = [
+            path
+            for key, path in self.place.samples.items()
+            if (key.before, key.after) == (self.arm.final, variant)
+        ]
+        return pages[0] if len(pages) == 1 else ""
 
     @property
     def steps(self) -> list[Step]:
@@ -121,7 +164,8 @@ class ArmView:
     def forest(self) -> str:
         """The forest plot of the retention tasks; empty when no task has a share to draw."""
         drawn = [
-            Point(row.task, *_times_100(row.change), row.change.verdict) for row in self._drawn
+            Point(row.task, *_times_100(row.change), row.change.verdict, -self._margin(row) * 100)
+            for row in self._drawn
         ]
         if not drawn:
             return ""
@@ -160,7 +204,8 @@ class ArmView:
         if len(spots) < 2:
             return ""
         names = ("size (MB)", "change of accuracy (points)")
-        return trade_chart("sizes", spots, names, is_less_better=True)
+        margin = self.arm.margin * 100
+        return trade_chart("sizes", spots, names, is_less_better=True, margin=margin)
 
     @property
     def all_metrics(self) -> list[tuple[Contrast, list[Row]]]:
@@ -205,7 +250,7 @@ class ArmView:
                 row.task,
                 row.baseline * 100,
                 row.candidate * 100,
-                (row.baseline - self.arm.margin) * 100,
+                (row.baseline - self._margin(row)) * 100,
                 row.change.verdict,
             )
             for row in self._drawn
@@ -213,6 +258,18 @@ class ArmView:
         if not drawn:
             return ""
         return dumbbell_chart("dumbbells", drawn, "score (%): ○ base, ● tuned, | margin")
+
+    @property
+    def own_margins(self) -> list[tuple[str, float]]:
+        """Retention tasks whose margin is not the common one, each with its own."""
+        return [
+            (row.task, self._margin(row))
+            for row in self.retained
+            if row.task and self._margin(row) != self.arm.margin
+        ]
+
+    def _margin(self, row: Row) -> float:
+        return margin_of(row, self.arm.margin, self.margins)  # type: ignore[arg-type]
 
     @property
     def _drawn(self) -> list[Row]:

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.contrast import Contrast, Row
+from evals.contrast import Change, Contrast, Row
 from evals.leaderboard import Arm, boards
 from evals.results import EvalResult
 from evals.runs import load_run
-from evals.site.markup import count, duration, percent, probability, value
-from evals.site.measured import forms, texts
+from evals.site.markup import MISSING, count, duration, percent, probability, value
+from evals.site.measured import Form, forms, texts
 from evals.site.tables import cell, change_text, score_text, table
 from reward.store import read_json
 
@@ -63,6 +63,7 @@ def card(arm: Arm) -> str:
         ("Gain", _gain(arm)),
         ("Forgetting", _forgetting(arm)),
         ("Quantization", _quantization(arm)),
+        ("Limits", _limits(arm)),
         ("Training", _training(arm)),
         ("Provenance", _provenance(arm)),
         ("How to reproduce", _commands(arm)),
@@ -87,7 +88,8 @@ def _base_text(arm: Arm) -> str:
     model = arm.first.model
     line = f"Started from `{cell(str(model.get('path', 'an unknown model')))}`"
     later = " → ".join(arm.first.policies)
-    return f"{line} ({model.get('dtype', 'unknown format')}), trained as {cell(later)}."
+    trained = f"trained as {cell(later)}" if arm.stages else "nothing was trained"
+    return f"{line} ({model.get('dtype', 'unknown format')}), {trained}."
 
 
 def _results(arm: Arm) -> "list[HubResult]":
@@ -130,13 +132,17 @@ def _scores(arm: Arm) -> str:
         for suite, task in arm.tasks(role):
             score = arm.score(arm.final, suite, task)
             unit = " (%)" if score.is_share else ""
-            lines.append([task, score.metric + unit, score_text(score), str(score.n), role])
+            before = [score_text(arm.score(arm.base, suite, task))] if arm.stages else []
+            lines.append(
+                [task, score.metric + unit, *before, score_text(score), str(score.n), role]
+            )
     if not lines:
         return "Nothing was measured."
     note = "± is the standard error of sampling."
     if len(arm.runs) > 1:
         note += f" Means over {len(arm.runs)} seeds."
-    return table(["Task", "Metric", "Score ± stderr", "n", "Role"], lines) + "\n" + note
+    policies = ["Base ± stderr", f"{arm.final} ± stderr"] if arm.stages else ["Score ± stderr"]
+    return table(["Task", "Metric", *policies, "n", "Role"], lines) + "\n" + note
 
 
 def _gain(arm: Arm) -> str:
@@ -155,11 +161,11 @@ def _forgetting(arm: Arm) -> str:
         return "No policy was trained."
     final = arm.stages[-1]
     lines = [_delta(final, row) for row in final.rows("retention", main_only=True)]
-    counts = ", ".join(f"{number} {name}" for name, number in arm.verdicts().items())
-    body = (
-        f"Average: {cell(change_text(arm.average('retention')))}. Tasks: {counts}. Retained means "
-        f"that a loss of {value(arm.margin)} points is excluded.\n\n" + _deltas(lines)
-    )
+    body = f"Average: {cell(change_text(arm.average('retention')))}."
+    if any(arm.verdicts().values()):
+        counts = ", ".join(f"{number} {name}" for name, number in arm.verdicts().items())
+        body += f" Tasks: {counts}. Retained means that a loss of {value(arm.margin)} points is excluded."
+    body += "\n\n" + _deltas(lines)
     if found := texts(final):
         each = [[t.task, *(f"{n} {v:.4g}" for n, v in t.divergence.items())] for t in found]
         divergences = "; ".join(f"{cell(one[0])}: {', '.join(one[1:])}" for one in each if one[1:])
@@ -184,19 +190,45 @@ def _quantization(arm: Arm) -> str:
     if len(found) == 1 and not found[0].footprint:
         return "No quantizer was measured."
     kinds = list(dict.fromkeys(name for form in found for name in form.footprint))
+    titles = ["Gain tasks", "Retention tasks"] if arm.tasks("gain") else ["Against unquantized"]
     lines = []
     for form in found:
         line = [form.name]
-        line += [change_text(c) if c else "reference" for c in (form.gain, form.retention)]
-        line += ["–" if math.isnan(form.flips) else percent(form.flips)]
+        line += ["reference" if c is None else change_text(c) for c in _changes(arm, form, titles)]
+        line += [percent(form.flips), _divergences(form)]
         line += [
-            ", ".join(
-                f"{t.task} {t.divergence['kl']:.4f}" for t in form.texts if "kl" in t.divergence
-            )
+            f"{form.footprint[kind]:.0f}" if kind in form.footprint else MISSING for kind in kinds
         ]
-        line += [f"{form.footprint[kind]:.0f}" if kind in form.footprint else "–" for kind in kinds]
         lines.append(line)
-    return table(["Format", "Gain tasks", "Retention tasks", "Flips", "KL", *kinds], lines)
+    return table(["Format", *titles, "Flips", "KL", *kinds], lines)
+
+
+def _changes(arm: Arm, form: Form, titles: list[str]) -> list[Change | None]:
+    """What a format costs, a change for each column; None for the unquantized itself."""
+    if len(titles) == 2:
+        return [form.gain, form.retention]
+    return [None if form.gain is None else arm.cost(form.name)]
+
+
+def _divergences(form: Form) -> str:
+    found = [f"{t.task} {t.divergence['kl']:.4f}" for t in form.texts if "kl" in t.divergence]
+    return ", ".join(found) or MISSING
+
+
+def _limits(arm: Arm) -> str:
+    """One line: what these numbers do not show, because it was not measured."""
+    missing = []
+    if arm.stages:
+        missing += [] if arm.tasks("gain") else ["what training gained (no gain suite)"]
+        missing += [] if arm.tasks("retention") else ["what it lost (no retention suite)"]
+    if not arm.quantized:
+        missing.append("quantized forms")
+    if not any(form.footprint for form in forms(arm)):
+        missing.append("size and speed")
+    if len(arm.runs) == 1 and arm.stages:
+        missing.append("the spread between seeds (one seed)")
+    missing.append("safety, bias, and every language and task that is not named above")
+    return f"Not measured: {'; '.join(missing)}."
 
 
 def _training(arm: Arm) -> str:

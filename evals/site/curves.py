@@ -67,7 +67,12 @@ def _stage(arm: Arm, stage: str, name: str) -> StageCurves:
     charts = []
     for number, (quantity, label) in enumerate(QUANTITIES.items()):
         curves = [
-            Curve(_label(arm, run, key), *_thinned(points), is_held_out=key != quantity)
+            Curve(
+                _label(arm, run, key),
+                *_thinned(points),
+                is_held_out=key != quantity,
+                number=arm.runs.index(run),
+            )
             for key in (quantity, f"eval_{quantity}")
             for run, rows in logged
             if (points := _points(rows, key))

@@ -1,13 +1,16 @@
 """Charts over a plane as inline SVG: trade-offs and training curves. matplotlib loads when one is drawn."""
 
+import html
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from evals.site.plots import ACCENT, INK, LINE, MUTED, UNSURE, WIDTH, svg
+from evals.site.plots import ACCENT, BAD, INK, LINE, MUTED, UNSURE, WIDTH, svg
 
-_NAMED = 8  # with more points than this, only those of the front are named
-_LONGEST_NAME = 34
+_SIZE = 8.5  # of a name, in points; a character is taken to be 0.62 of it wide, as the font is the page's
+_MARKS, _SHADES = ("o", "s", "^", "D", "v"), (1.0, 0.6, 0.4, 0.75, 0.3)  # of each seed
+_GAPS = (4.0, 9.0, 15.0)  # between a point and its name, in points
+_LOWEST = 30.0  # below are the axis and its label, in points
 
 
 class Spot(NamedTuple):
@@ -30,15 +33,22 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def trade_chart(
-    name: str, spots: Sequence[Spot], axes_names: tuple[str, str], is_less_better: bool = False
+    name: str,
+    spots: Sequence[Spot],
+    axes_names: tuple[str, str],
+    is_less_better: bool = False,
+    margin: float | None = None,
 ) -> str:
     """Points with their intervals; those of the Pareto front are filled and joined.
+
+    Where the names do not fit beside the points, the points are numbered, and a list below the chart names them.
 
     Args:
         name: unique on the page; it becomes part of the SVG's ids.
         spots: the points. The front is that of the values themselves, whatever their intervals.
         axes_names: labels of the horizontal and the vertical axis, with their units.
         is_less_better: whether the horizontal number is better when it is smaller. More is better for the vertical.
+        margin: the loss that still counts as retained, in the vertical unit.
     """
     figure, axes = _plane(WIDTH, 3.6, axes_names)
     sign = -1 if is_less_better else 1
@@ -48,45 +58,146 @@ def trade_chart(
     axes.axhline(0, color=MUTED, linewidth=1, zorder=1)
     if not is_less_better:
         axes.axvline(0, color=MUTED, linewidth=1, zorder=1)
+    if margin is not None:
+        _margin_line(axes, margin)
     for place, spot in enumerate(spots):
-        is_best = place in best
-        colour = ACCENT if is_best else MUTED
-        axes.plot(spot.x_interval, (spot.y, spot.y), color=colour, linewidth=1.2, zorder=3)
-        axes.plot((spot.x, spot.x), spot.y_interval, color=colour, linewidth=1.2, zorder=3)
-        face = {} if is_best else {"markerfacecolor": "none"}
-        axes.plot(spot.x, spot.y, "o", color=colour, markersize=7, zorder=4, **face)
-        if is_best or len(spots) <= _NAMED:
-            _name(axes, spot, INK if is_best else MUTED)
+        _draw_spot(axes, spot, place in best, f"spot-{place}")
     axes.margins(0.12, 0.14)
-    spoken = "; ".join(
+    spoken = [
         f"{spot.label} {spot.x:.1f}, {spot.y:.1f}{' (front)' if place in best else ''}"
         for place, spot in enumerate(spots)
-    )
-    return svg(figure, name, f"{axes_names[1]} against {axes_names[0]}: {spoken}")
+    ]
+    is_numbered = not write_names(axes, spots, [spot.label for spot in spots], best)
+    if is_numbered:
+        numbers = [str(place) for place in range(1, len(spots) + 1)]
+        write_names(axes, spots, numbers, best, is_last_resort=True)
+    titles = {f"spot-{place}": text for place, text in enumerate(spoken)}
+    description = f"{axes_names[1]} against {axes_names[0]}: {'; '.join(spoken)}"
+    return svg(figure, name, description, titles) + (_legend(spots) if is_numbered else "")
 
 
-def _name(axes: Any, spot: Spot, colour: str) -> None:
-    text = spot.label
-    if len(text) > _LONGEST_NAME:
-        text = text[: _LONGEST_NAME - 1] + "…"
+def _draw_spot(axes: Any, spot: Spot, is_best: bool, gid: str) -> None:
+    colour = ACCENT if is_best else MUTED
+    axes.plot(spot.x_interval, (spot.y, spot.y), color=colour, linewidth=1.2, zorder=3)
+    axes.plot((spot.x, spot.x), spot.y_interval, color=colour, linewidth=1.2, zorder=3)
+    face = {} if is_best else {"markerfacecolor": "none"}
+    axes.plot(spot.x, spot.y, "o", color=colour, markersize=7, zorder=4, gid=gid, **face)
+
+
+def _margin_line(axes: Any, margin: float) -> None:
+    axes.axhline(-margin, color=BAD, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.annotate(
-        text,
-        (spot.x, spot.y),
-        xytext=(7, 6),
+        f"margin −{margin:g}",
+        (1, -margin),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
         textcoords="offset points",
-        color=colour,
-        fontsize=8.5,
-        parse_math=False,
+        va="center",
+        color=MUTED,
+        fontsize=8,
     )
+
+
+def _legend(spots: Sequence[Spot]) -> str:
+    return (
+        '<ol class="legend">'
+        + "".join(f"<li>{html.escape(spot.label)}</li>" for spot in spots)
+        + "</ol>"
+    )
+
+
+class Box(NamedTuple):
+    """A rectangle in points."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    def overlaps(self, other: "Box") -> bool:
+        """Whether the two have an area in common."""
+        return (
+            self.left < other.right
+            and other.left < self.right
+            and self.bottom < other.top
+            and other.bottom < self.top
+        )
+
+
+def write_names(
+    axes: Any,
+    spots: Sequence[Spot],
+    names: Sequence[str],
+    best: Sequence[int],
+    is_last_resort: bool = False,
+) -> bool:
+    """Write each name near its point where it lies on no other name or point.
+
+    Args:
+        axes: on which the points are drawn already.
+        spots: the points.
+        names: what is written, one a point.
+        best: places of the points that stand out.
+        is_last_resort: write a name over another one rather than nothing.
+
+    Returns:
+        False, with nothing written, where a name fits nowhere.
+    """
+    axes.autoscale_view()  # the limits are otherwise found when the figure is drawn
+    to_points = 72 / axes.figure.dpi
+    centres = axes.transData.transform([(spot.x, spot.y) for spot in spots]) * to_points
+    width, height = (size * 72 for size in axes.figure.get_size_inches())
+    taken = [Box(x - 4, y - 4, x + 4, y + 4) for x, y in centres]
+    offsets = []
+    for (x, y), name in zip(centres, names, strict=True):
+        boxes = _boxes(float(x), float(y), 0.62 * _SIZE * len(name))
+        free = (
+            box
+            for box in boxes
+            if box.left > 0 and box.right < width and box.bottom > _LOWEST and box.top < height
+            and not any(box.overlaps(other) for other in taken)
+        )  # fmt: skip
+        box = next(free, boxes[0] if is_last_resort else None)
+        if box is None:
+            return False
+        taken.append(box)
+        offsets.append((box.left - x, box.bottom - y + 2))
+    for place, (spot, name) in enumerate(zip(spots, names, strict=True)):
+        axes.annotate(
+            name,
+            (spot.x, spot.y),
+            xytext=offsets[place],
+            textcoords="offset points",
+            color=INK if place in best else MUTED,
+            fontsize=_SIZE,
+            zorder=6,
+            parse_math=False,
+        )
+    return True
+
+
+def _boxes(x: float, y: float, width: float) -> list[Box]:
+    """Where a name of a point may stand, the nearest place first: right, left, above and below."""
+    height = _SIZE * 1.15
+    boxes = []
+    for gap in _GAPS:
+        for left in (x + 5, x - 5 - width, x - width / 2, x + gap, x - gap - width):
+            for bottom in (y + gap, y - gap - height, y - height / 2):
+                boxes.append(Box(left, bottom, left + width, bottom + height))
+    return boxes
 
 
 class Curve(NamedTuple):
-    """A line over training steps; one that was taken on held-out rows is dashed, with marks."""
+    """A line over training steps; one that was taken on held-out rows is dashed, with marks.
+
+    `number` tells the seeds apart: each has its own shade, and its own marks.
+    """
 
     label: str
     steps: Sequence[float]
     values: Sequence[float]
     is_held_out: bool = False
+    number: int = 0
 
 
 def curve_chart(name: str, curves: Sequence[Curve], axis: str) -> str:
@@ -99,9 +210,10 @@ def curve_chart(name: str, curves: Sequence[Curve], axis: str) -> str:
     """
     figure, axes = _plane(4.4, 2.5, ("step", axis))
     for curve in curves:
-        style: dict[str, Any] = {"marker": "o" if len(curve.steps) == 1 else ""}
+        mark, shade = _MARKS[curve.number % len(_MARKS)], _SHADES[curve.number % len(_SHADES)]
+        style: dict[str, Any] = {"marker": mark if len(curve.steps) == 1 else "", "alpha": shade}
         if curve.is_held_out:
-            style = {"linestyle": (0, (4, 2)), "marker": "o", "markersize": 4}
+            style |= {"linestyle": (0, (4, 2)), "marker": mark, "markersize": 4}
         axes.plot(curve.steps, curve.values, color=_colour(curve), linewidth=1.4, zorder=3, **style)
     _label_ends(axes, curves)
     axes.margins(x=0.04)

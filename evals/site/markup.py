@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_BREAKS = re.compile(r"(?<=[_=])|(?<=\.)(?=[A-Za-z])")
+_BRIEF = 90  # characters
+MISSING = "–"  # for a number that was not measured, everywhere
 
 
 def environment() -> "Environment":
@@ -37,6 +40,9 @@ def environment() -> "Environment":
         "duration": duration,
         "count": count,
         "whole": whole,
+        "brief": brief,
+        "own_note": own_note,
+        "breakable": breakable,
         "key": sort_key,
         "digest": digest,
     }
@@ -48,6 +54,13 @@ def script(name: str) -> "Markup":
     from markupsafe import Markup
 
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def breakable(text: str) -> "Markup":
+    """A name that may be broken after `_`, `=` and the dots between words, where the style allows it."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in _BREAKS.split(text))
 
 
 def digest(text: str) -> str:
@@ -70,22 +83,50 @@ def shortened(text: Any, longest: int) -> str:
     return f"{whole_text[:half]}\n[… {left_out} characters left out …]\n{whole_text[-half:]}"
 
 
+def brief(note: str) -> str:
+    """A reason in the few words that a cell of a table has room for; the arm's page has all of it."""
+    if "settings differ" in note:
+        return "not comparable: settings differ"
+    if "not comparable" in note:
+        return "not comparable: documents differ"
+    first = note.split("\n")[0]
+    return first if len(first) <= _BRIEF else f"{first[: _BRIEF - 1].rstrip()}…"
+
+
+def shared_note(note: str) -> str:
+    """What a note says of every row alike, and a table says once below itself: what an average leaves out."""
+    return "; ".join(part for part in note.split("; ") if part.endswith("which has another unit"))
+
+
+def own_note(note: str) -> str:
+    """The rest of a note, without its `shared_note`."""
+    shared = shared_note(note)
+    return "; ".join(part for part in note.split("; ") if part not in shared.split("; "))
+
+
 # Numbers as text. A share (a metric in [0, 1]) is shown in percent, its difference in points.
 
 
 def value(number: float, share: bool = True) -> str:
     """`0.6354` → "63.5"; in the metric's own unit when it is not a share."""
     if math.isnan(number):
-        return "n/a"
+        return MISSING
     return _minus(f"{number * 100:.1f}" if share else f"{number:.4g}")
 
 
 def signed(number: float, share: bool = True) -> str:
     """`-0.021` → "−2.1", always with its sign."""
     if math.isnan(number):
-        return "n/a"
-    text = f"{number * 100:+.1f}" if share else f"{number:+.4g}"
-    return "0.0" if float(text) == 0 and share else _minus(text)
+        return MISSING
+    text = f"{number * 100:+.1f}" if share else _own_unit(number)
+    return "0.0" if float(text) == 0 else _minus(text)
+
+
+def _own_unit(number: float) -> str:
+    """Four decimals, as far as a difference in nats is known; two digits of what is smaller than that shows."""
+    if number == 0 or 0.001 <= abs(number) < 1:
+        return f"{number:+.4f}"
+    return f"{number:+.2g}" if abs(number) < 0.001 else f"{number:+.4g}"
 
 
 def interval(change: Change) -> str:
@@ -96,13 +137,13 @@ def interval(change: Change) -> str:
 def probability(number: float) -> str:
     """A p-value; below 0.001 only its order matters."""
     if math.isnan(number):
-        return "n/a"
+        return MISSING
     return "<0.001" if number < 0.001 else f"{number:.3f}"
 
 
 def percent(number: float) -> str:
     """`0.125` → "12.5 %"."""
-    return "n/a" if math.isnan(number) else f"{number * 100:.1f} %"
+    return MISSING if math.isnan(number) else f"{number * 100:.1f} %"
 
 
 def duration(seconds: float | None) -> str:

@@ -12,7 +12,7 @@ from evals.results import EvalResult
 from evals.runs import Variant
 
 # A task is one of held-out text when it has this metric.
-_LOSS = "loss"
+LOSS = "loss"
 _DIVERGENCES = ("kl", "kl_p95", "kl_p99", "kl_max", "top1_agreement")
 
 
@@ -31,7 +31,7 @@ def texts(contrast: Contrast) -> list[Text]:
     return [
         Text(row.suite, row.task, row.change, _divergence(rows, row))
         for row in rows
-        if row.metric == _LOSS
+        if row.metric == LOSS
     ]
 
 
@@ -118,7 +118,7 @@ def _perplexity(arm: Arm, variant: Variant) -> dict[str, float]:
     for _, result in _results(arm, variant):
         for score in result.scores if isinstance(result, EvalResult) else []:
             names = {other.metric for other in result.scores if other.task == score.task}  # type: ignore[union-attr]
-            if score.metric == "perplexity" and _LOSS in names:
+            if score.metric == "perplexity" and LOSS in names:
                 found.setdefault(score.task, []).append(score.value)
     return _means(found.items())
 

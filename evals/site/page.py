@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from evals.contrast import Change
-from evals.leaderboard import Arm, MeanScore
+from evals.leaderboard import Arm, Board, MeanScore
 from evals.runs import Run
 from evals.site.graphs import Spot, trade_chart
-from evals.site.markup import environment, script
+from evals.site.markup import environment, script, shared_note
 from evals.site.measured import texts
-from evals.site.places import Place
+from evals.site.places import Place, board_title
+
+_JOINT = " · "  # between an experiment's name and what tells its arms apart
 
 
 def render(places: Sequence[Place], data_page: str = "") -> str:
@@ -21,7 +23,7 @@ def render(places: Sequence[Place], data_page: str = "") -> str:
     """
     tests = dict.fromkeys(place.test for place in places)
     boards = [
-        BoardView(number, test, [Line(place) for place in places if place.test == test])
+        BoardView(number, [Line(place) for place in places if place.test == test])
         for number, test in enumerate(tests, 1)
     ]
     return (
@@ -29,6 +31,7 @@ def render(places: Sequence[Place], data_page: str = "") -> str:
         .get_template("leaderboard.html.jinja")
         .render(
             boards=boards,
+            is_trained=any(board.is_trained for board in boards),
             experiments=list(dict.fromkeys(place.arm.first.experiment for place in places)),
             arms=len(places),
             provenance=_provenance([place.arm for place in places]),
@@ -61,7 +64,12 @@ class Line:
     @property
     def gain_page(self) -> str:
         """The samples of the gain; the arm's own page where it is an average over tasks."""
-        return self._page() or f"{self.place.page}#gain"
+        return self._page() or self.section("gain")
+
+    def section(self, name: str) -> str:
+        """A section of the arm's page; the page where it has no such section, because nothing was trained."""
+        is_there = bool(self.arm.stages or (name == "gain" and self.arm.tasks("gain")))
+        return f"{self.place.page}#{name}" if is_there else self.place.page
 
     def cost_page(self, quantizer: str) -> str:
         """The samples of a quantizer's cost, as `gain_page`."""
@@ -81,8 +89,37 @@ class BoardView(NamedTuple):
     """Arms that are ranked on one test."""
 
     number: int
-    test: str
     lines: list[Line]
+
+    @property
+    def board(self) -> Board:
+        """What is shown."""
+        return self.lines[0].place.board
+
+    @property
+    def title(self) -> str:
+        """What the board is headed with."""
+        return board_title(self.board)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether there is a gain suite."""
+        return any(line.arm.tasks("gain") for line in self.lines)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether an arm trained a policy, which alone can gain or lose."""
+        return any(line.arm.stages for line in self.lines)
+
+    @property
+    def notes(self) -> list[str]:
+        """What holds for the whole table, and is said once below it."""
+        changes = [change for line in self.lines for change in (line.gain, line.retention)]
+        changes += [line.arm.cost(name) for line in self.lines for name in self.quantizers]
+        found = [f"An average is {note}." for c in changes if (note := shared_note(c.note))]
+        if self.board.note:
+            found.append(f"{self.board.note[0].upper()}{self.board.note[1:]}.")
+        return list(dict.fromkeys(found))
 
     @property
     def quantizers(self) -> list[str]:
@@ -117,7 +154,15 @@ class BoardView(NamedTuple):
         if len(spots) < 2:
             return ""
         names = ("retention, average change (points)", "gain vs base (points)")
-        return trade_chart(f"board-{self.number}", spots, names)
+        return trade_chart(f"board-{self.number}", without_experiment(spots), names)
+
+
+def without_experiment(spots: Sequence[Spot]) -> list[Spot]:
+    """The spots named without the experiment's name where all share it."""
+    heads = {spot.label.partition(_JOINT)[0] for spot in spots}
+    if len(heads) > 1 or not all(_JOINT in spot.label for spot in spots):
+        return list(spots)
+    return [spot._replace(label=spot.label.partition(_JOINT)[2]) for spot in spots]
 
 
 def _is_drawn(change: Change) -> bool:

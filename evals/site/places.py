@@ -31,11 +31,16 @@ class Place:
 
     arm: Arm
     rank: str
-    test: str
+    board: Board
     page: str
     card: str
     samples: dict[Compared, str]
     data: Mapping[tuple[Path, str], str]  # (run's folder, stage) → section of the data page
+
+    @property
+    def test(self) -> str:
+        """Name of the arm's board."""
+        return self.board.test
 
     def sample_page(
         self, before: Variant, after: Variant, suite: str, task: str, seed: int | None = None
@@ -52,6 +57,13 @@ class Place:
         elif variant.quantizer != self.arm.final.quantizer:
             before = self.arm.final
         return self.sample_page(before, after, suite, task)
+
+
+def board_title(board: Board) -> str:
+    """What a board is headed with; its experiments where nothing was measured that could rank its arms."""
+    if any(entry.arm.tasks("gain") for entry in board.entries):
+        return f"Ranking on {board.test}"
+    return ", ".join(dict.fromkeys(entry.arm.first.experiment for entry in board.entries))
 
 
 def places(found: Sequence[Board], data: Mapping[tuple[Path, str], str]) -> list[Place]:
@@ -71,7 +83,7 @@ def places(found: Sequence[Board], data: Mapping[tuple[Path, str], str]) -> list
                 Place(
                     entry.arm,
                     entry.rank,
-                    board.test,
+                    board,
                     f"arms/{name}.html",
                     f"cards/{name}.md",
                     _samples(entry.arm, f"samples/{name}"),

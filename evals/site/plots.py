@@ -4,7 +4,8 @@ import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 # matplotlib can only write fixed colours. Each is a placeholder that becomes a CSS property of the
@@ -34,13 +35,17 @@ _LABELS = 1.9  # inches for the names at the left
 
 
 class Point(NamedTuple):
-    """One row of a chart: a value and its interval in the axis' unit; `verdict` sets the colour."""
+    """One row of a chart: a value and its interval in the axis' unit; `verdict` sets the colour.
+
+    `limit` is the least that still counts as retained; NaN where the row has no limit of its own.
+    """
 
     label: str
     value: float
     low: float
     high: float
     verdict: str = ""
+    limit: float = math.nan
 
 
 def score_chart(name: str, points: Sequence[Point], axis: str) -> str:
@@ -69,6 +74,10 @@ def forest_chart(name: str, points: Sequence[Point], axis: str, margin: float) -
     figure, axes = _canvas(points, axis)
     axes.axvline(0, color=MUTED, linewidth=1, zorder=1)
     axes.axvline(-margin, color=BAD, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    for row, point in enumerate(points):
+        if not math.isnan(point.limit) and point.limit != -margin:
+            ends = (row - 0.3, row + 0.3)
+            axes.plot((point.limit, point.limit), ends, color=BAD, linewidth=1.5, zorder=2)
     for position, text in ((0, "no change"), (-margin, f"margin −{margin:g}")):
         axes.annotate(
             text,
@@ -198,8 +207,17 @@ def _spoken(points: Sequence[Point]) -> str:
     return "; ".join(f"{point.label} {point.value:.1f}" for point in points)
 
 
-def svg(figure: Any, name: str, description: str) -> str:
-    """The figure as an `<svg>` element; equal figures give equal text."""
+def svg(
+    figure: Any, name: str, description: str, titles: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """The figure as an `<svg>` element; equal figures give equal text.
+
+    Args:
+        figure: what is drawn.
+        name: unique on the page; it becomes part of the ids.
+        description: what a screen reader says of the whole.
+        titles: id of a part (matplotlib's `gid`) → what is shown when the pointer rests on it.
+    """
     import matplotlib
 
     buffer = io.StringIO()
@@ -217,5 +235,8 @@ def svg(figure: Any, name: str, description: str) -> str:
     text = re.sub(r"font-family: [^;]+; ", "", text)
     text = re.sub(r"<style.*?</style>", "", text, count=1)  # it would apply to the whole page
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt" ', "", text, count=1)
+    for part, title in titles.items():
+        group = f'<g id="{name}-{part}">'
+        text = text.replace(group, f"{group}<title>{html.escape(title)}</title>", 1)
     label = html.escape(description, quote=True)
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

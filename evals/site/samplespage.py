@@ -13,6 +13,7 @@ from evals.pairing import Sample
 from evals.results import EvalResult, Score
 from evals.runs import Run
 from evals.site.markup import environment, script, shortened
+from evals.site.measured import LOSS
 from evals.site.places import INDEX, Compared, Place
 
 # What a page holds at most. Documents that are scored differently come first, gained and lost in turn.
@@ -21,6 +22,7 @@ CHARACTERS = 500_000
 LONGEST_TEXT = 4000  # characters of one text: a runaway generation must not swell the page
 
 OUTCOMES = ("gained", "lost", "same", "unscored")
+_UNITS = {"acc_norm": "character", "acc_bytes": "byte"}
 _NUMBERED = re.compile(r"(-?(?:\d+\.\d+|inf)|nan) ")
 
 
@@ -33,6 +35,14 @@ class Option(NamedTuple):
     is_reference: bool
     is_picked_before: bool
     is_picked_after: bool
+    length: int = 0  # by which the metric divides the log-likelihood; 0 where it does not
+
+    @property
+    def rated(self) -> tuple[float, float]:
+        """What the metric compares the options by, before and after; NaN where it is the log-likelihood itself."""
+        if not self.length:
+            return math.nan, math.nan
+        return self.before / self.length, self.after / self.length
 
 
 class Document(NamedTuple):
@@ -57,6 +67,31 @@ class SamplePage(NamedTuple):
     files: list[str]  # where all of them are, from the folder of the runs
     higher_is_better: bool = True
     note: str = ""  # why there are none
+    is_text: bool = False  # held-out text, which has a loss and no answer
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What each outcome is called; a loss is neither gained nor lost."""
+        words = {name: name for name in OUTCOMES}
+        if self.is_text:
+            up, down = ("gained", "lost") if self.higher_is_better else ("lost", "gained")
+            words |= {up: f"higher {self.metric}", down: f"lower {self.metric}"}
+        return words
+
+    @property
+    def has_picks(self) -> bool:
+        """Whether it is known which option was taken for the answer."""
+        return any(
+            option.is_picked_before or option.is_picked_after
+            for document in self.documents
+            for option in document.options
+        )
+
+    @property
+    def unit(self) -> str:
+        """What the metric divides an option's log-likelihood by; empty where it does not."""
+        is_divided = any(o.length for document in self.documents for o in document.options)
+        return _UNITS.get(self.metric, "") if is_divided else ""
 
     @property
     def total(self) -> int:
@@ -107,7 +142,12 @@ def read_page(run: Run, subject: Compared, runs: Path = Path()) -> SamplePage:
         (result.folder / result.samples[subject.task]).relative_to(runs).as_posix()
         for result in (before, after)
     ]
-    return SamplePage(score.metric, chosen(documents), totals, files, score.higher_is_better)
+    is_text = score.metric == LOSS or any(
+        left.row.get("kind") == "loglikelihood_rolling" for left, _ in pairs[:1]
+    )
+    return SamplePage(
+        score.metric, chosen(documents), totals, files, score.higher_is_better, is_text=is_text
+    )
 
 
 def _readable(result: EvalResult | str) -> EvalResult:
@@ -213,9 +253,17 @@ def _options(left: dict[str, Any], right: dict[str, Any], metric: str) -> list[O
             is_reference=target in (str(number), text.strip()),
             is_picked_before=picks[0] == number,
             is_picked_after=picks[1] == number,
+            length=_length_of(text, metric),
         )
         for number, ((text, before), (_, after)) in enumerate(zip(ours, theirs, strict=True))
     ]
+
+
+def _length_of(option: str, metric: str) -> int:
+    """By what the metric divides: characters or bytes of the choice without the space that leads to it."""
+    choice = option.removeprefix(" ")
+    lengths = {"acc_norm": len(choice), "acc_bytes": len(choice.encode("utf-8", "replace"))}
+    return lengths.get(metric, 0)
 
 
 def _picked(row: dict[str, Any], found: Sequence[tuple[str, float]], metric: str) -> int | None:

@@ -9,8 +9,9 @@ from typing import Any
 
 from evals.contrast import Change
 from evals.leaderboard import Arm, Board, MeanScore, rows_of
-from evals.site.markup import interval, signed, value
-from evals.site.measured import forms, texts
+from evals.site.markup import MISSING, brief, interval, signed, value
+from evals.site.measured import Text, forms, texts
+from evals.site.places import board_title
 
 
 def records(found: Sequence[Board]) -> list[dict[str, Any]]:
@@ -31,7 +32,7 @@ def records(found: Sequence[Board]) -> list[dict[str, Any]]:
 
 def _extras(arm: Arm) -> dict[str, float | None]:
     found: dict[str, float] = {}
-    for text in texts(arm.stages[-1]) if arm.stages else []:
+    for text in _texts(arm):
         found[f"{text.task}_loss_change"] = text.loss.difference
         found[f"{text.task}_loss_change_ci_low"] = text.loss.ci_low
         found[f"{text.task}_loss_change_ci_high"] = text.loss.ci_high
@@ -61,41 +62,61 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 def as_markdown(found: Sequence[Board]) -> str:
     """Every board as a table."""
-    return "\n".join(f"## {cell(board.test)}\n\n{_board(board)}" for board in found)
+    return "\n".join(f"## {cell(board_title(board))}\n\n{_board(board)}" for board in found)
 
 
 def _board(board: Board) -> str:
     arms = [entry.arm for entry in board.entries]
-    tasks = dict.fromkeys(
-        t.task for arm in arms for t in (texts(arm.stages[-1]) if arm.stages else [])
-    )
-    header = ["Rank", "Arm", "Seeds", "Score (%)", "Gain (pp, 95 % CI)", "Retention (pp, 95 % CI)"]
-    header += ["Forgotten", *(f"Loss on {task} (nats, 95 % CI), KL from base" for task in tasks)]
-    header += [f"{name} (pp, 95 % CI), footprint" for name in board.quantizers]
-    lines = []
-    for rank, arm in board.entries:
-        counts = arm.verdicts()
-        judged = sum(counts.values())
-        summary = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
-        line = [rank, arm.name, str(len(arm.runs)), score_text(arm.final_score())]
-        line += [change_text(arm.average("gain"))]
-        line += [f"{change_text(arm.average('retention'))} {summary}".strip()]
-        line += [f"{counts['forgotten']} of {judged}" if judged else "–"]
-        line += [_text(arm, task) for task in tasks]
-        lines.append(line + [_form(arm, name) for name in board.quantizers])
-    return table(header, lines)
+    columns = {"Rank": [entry.rank for entry in board.entries], "Arm": [arm.name for arm in arms]}
+    columns["Seeds"] = [str(len(arm.runs)) for arm in arms]
+    if any(arm.tasks("gain") for arm in arms):
+        columns["Score (%)"] = [_score(arm.final_score()) for arm in arms]
+    if any(arm.stages for arm in arms):
+        columns["Gain (pp, 95 % CI)"] = [_brief(arm.average("gain")) for arm in arms]
+        columns["Retention (pp, 95 % CI)"] = [_retention(arm) for arm in arms]
+        columns["Forgotten"] = [_forgotten(arm) for arm in arms]
+    for task in dict.fromkeys(text.task for arm in arms for text in _texts(arm)):
+        name = f"Loss on {task} (nats/token, lower is better, 95 % CI), KL from base"
+        columns[name] = [_text(arm, task) for arm in arms]
+    for name in board.quantizers:
+        columns[f"{name} (pp, 95 % CI), footprint"] = [_form(arm, name) for arm in arms]
+    return table(list(columns), list(zip(*columns.values(), strict=True)))
+
+
+def _score(score: MeanScore) -> str:
+    return brief(score.note) if score.is_missing else f"{score_text(score)}, n = {score.n}"
+
+
+def _brief(change: Change) -> str:
+    """As `change_text`, a reason in few words."""
+    return brief(change.note) if change.is_missing else change_text(change)
+
+
+def _retention(arm: Arm) -> str:
+    summary = ", ".join(f"{number} {name}" for name, number in arm.verdicts().items() if number)
+    return f"{_brief(arm.average('retention'))} {summary}".strip()
+
+
+def _forgotten(arm: Arm) -> str:
+    counts = arm.verdicts()
+    judged = sum(counts.values())
+    return f"{counts['forgotten']} of {judged}" if judged else MISSING
+
+
+def _texts(arm: Arm) -> list[Text]:
+    return texts(arm.stages[-1]) if arm.stages else []
 
 
 def _text(arm: Arm, task: str) -> str:
-    for text in texts(arm.stages[-1]) if arm.stages else []:
+    for text in _texts(arm):
         if text.task == task:
             kl = text.divergence.get("kl", math.nan)
             return change_text(text.loss) + ("" if math.isnan(kl) else f", KL {kl:.4f}")
-    return "–"
+    return MISSING
 
 
 def _form(arm: Arm, quantizer: str) -> str:
-    parts = [change_text(arm.cost(quantizer))]
+    parts = [_brief(arm.cost(quantizer))]
     for form in forms(arm):
         if form.name == quantizer and "size_mb" in form.footprint:
             parts.append(f"{form.footprint['size_mb']:.0f} MB")

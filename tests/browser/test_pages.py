@@ -68,7 +68,9 @@ def test_arms_are_filtered_by_text_experiment_and_verdict(site: Path, watch: Ope
     assert arms(page) == ["other <b>"]
     page.get_by_label("Experiment").select_option("")
     page.get_by_label("Verdict").select_option("forgot")
-    assert arms(page) == ["high"]
+    assert arms(page) == ["high", "low"]
+    page.get_by_label("Verdict").select_option("kept")
+    assert arms(page) == ["other <b>"]
 
 
 def test_without_scripts_it_is_a_plain_table_with_links(site: Path, watch: Open) -> None:
@@ -140,6 +142,22 @@ def test_the_arm_page_shows_curves_forgetting_and_formats(site: Path, watch: Ope
         "gguf_q8_0",
         "unquantized",
     ]
+
+
+def test_the_arms_stay_in_sight_when_a_wide_table_is_scrolled(site: Path, watch: Open) -> None:
+    page = watch(site / "index.html", viewport={"width": 390, "height": 800})
+    table = page.locator(".scroll", has=page.locator("table.board"))
+    table.evaluate("element => element.scrollTo(400, 0)")
+    name = page.locator("table.board tbody th").first.bounding_box()
+    assert 0 <= name["x"] - table.bounding_box()["x"] < 2
+    assert page.locator("table.board tbody th a").first.inner_text() == "demo · dpo.args.beta=high"
+
+
+def test_a_page_of_held_out_text_speaks_of_its_loss(site: Path, watch: Open) -> None:
+    page = watch(site / "samples/demo-low/text-wiki-base-dpo.html")
+    page.locator(".filters button", has_text="higher loss").click()
+    assert page.locator("article.sample:visible").count() == 40
+    assert page.locator("article.sample h4").first.inner_text() == "Text"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -52,6 +52,8 @@ def test_the_text_holds_deltas_settings_and_commands(run: Path) -> None:
     assert '`{"beta": 0.1}`' in text
     assert "192 rows" in text
     assert "python -m align +experiment=demo" in text
+    assert "| json | acc (%) | 25.0 ± 16.4 | 75.0 ± 16.4 | 8 | gain |" in text
+    assert "Not measured: size and speed; the spread between seeds (one seed)" in text
     assert "Title \\| with *marks* &lt;b>" in text
 
 
@@ -78,3 +80,13 @@ def test_a_run_that_measured_nothing_has_a_card(tmp_path: Path) -> None:
     card = ModelCard.load(write_card(tmp_path / "run/run.json"))
     assert card.data.eval_results is None
     assert "Nothing was measured." in card.text
+    assert "0 retained" not in card.text
+    assert "quantized forms" in card.text
+
+
+def test_a_card_without_retention_tasks_counts_none(tmp_path: Path) -> None:
+    write_task(tmp_path / "run", BASE, BASE)
+    write_run(tmp_path / "run", TASK)
+    text = ModelCard.load(write_card(tmp_path / "run/run.json")).text
+    assert "retained" not in text
+    assert "what it lost (no retention suite)" in text

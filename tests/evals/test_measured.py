@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from evals.report import build_report
 from evals.results import EvalResult, Score
 from evals.runs import load_runs
 from evals.site.curves import metrics_file, stage_curves
-from evals.site.graphs import front
+from evals.site.graphs import Box, Spot, front, trade_chart, write_names
 from evals.site.measured import forms, texts
 from evals.site.tables import records
 
@@ -121,6 +122,63 @@ def test_the_front_is_what_no_other_point_beats() -> None:
             and all(a <= b for a, b in zip(points[i], points[j], strict=True))
         }
         assert front(points) == [i for i in range(6) if i not in beaten]
+
+
+def spots(count: int) -> list[Spot]:
+    drawn = random.Random(7)
+    return [Spot(f"setting {i}", drawn.random(), drawn.random()) for i in range(count)]
+
+
+def texts_of(svg: str) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def test_few_points_are_named_and_many_are_numbered_with_a_list() -> None:
+    few = trade_chart("few", spots(3), ("x", "y"))
+    assert {f"setting {i}" for i in range(3)} <= set(texts_of(few))
+    assert "<ol" not in few
+    many = trade_chart("many", spots(60), ("x", "y"), margin=3)
+    assert not any("setting" in text for text in texts_of(many))
+    assert {str(i) for i in range(1, 61)} <= set(texts_of(many))
+    assert many.count("<li>setting") == 60
+    assert many.count("<title>setting") == 60  # what the pointer shows
+    assert "margin −3" in texts_of(many)
+
+
+def test_names_lie_on_no_other_name() -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(7.4, 3.6)).add_axes((0.1, 0.15, 0.75, 0.8))
+    points = spots(12)
+    for spot in points:
+        axes.plot(spot.x, spot.y, "o")
+    assert write_names(axes, points, [spot.label for spot in points], [])
+    boxes = []
+    for text in axes.texts:
+        x, y = axes.transData.transform(text.xy) * 72 / axes.figure.dpi
+        left, bottom = x + text.xyann[0], y + text.xyann[1]
+        boxes.append(Box(left, bottom, left + 40, bottom + 7))
+    assert len(boxes) == 12
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_held_out_text_has_a_higher_or_a_lower_loss(runs: Path, tmp_path: Path) -> None:
+    build_report(runs, tmp_path / "site")
+    (path,) = (tmp_path / "site").rglob("text-wiki-base-dpo.html")
+    text = path.read_text("utf-8")
+    assert "3 higher loss" in text
+    assert ">lost" not in text
+    assert "3 lost" not in text
+
+
+def test_numbers_of_a_text_lead_to_its_documents(runs: Path, tmp_path: Path) -> None:
+    build_report(runs, tmp_path / "site")
+    (path,) = (tmp_path / "site/arms").iterdir()
+    links = re.findall(
+        r'href="\.\./(samples/[^"]*text-wiki[^"]*)">([^<]*)<', path.read_text("utf-8")
+    )
+    numbers = {number for _, number in links}
+    assert {"0.5000", "0.2500", f"{math.exp(9.9 / 3):.3f}"} <= numbers
 
 
 def log(runs: Path, rows: Iterator[dict[str, float]]) -> None:

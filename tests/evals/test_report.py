@@ -18,6 +18,7 @@ import pytest
 from evals.leaderboard import leaderboard_rows, rank_ranges
 from evals.report import build_report, main
 from evals.results import EvalResult, Score
+from evals.site.markup import brief, own_note, shared_note, signed
 from evals.site.samplespage import CHARACTERS, DOCUMENTS, likelihoods
 from reward.store import write_json
 
@@ -286,6 +287,31 @@ def test_mismatched_settings_are_the_reason_in_the_cell(tmp_path: Path) -> None:
     assert (row["rank"], row["gain"]) == ("–", None)
     assert "limit: 8 → 9" in row["gain_note"]
     assert "limit: 8 → 9" in page(run, tmp_path / "site")
+    index = (tmp_path / "site/index.html").read_text("utf-8")
+    assert '#gain">not comparable: settings differ</a>' in index
+    assert "limit: 8 → 9" not in index
+    assert "| not comparable: settings differ |" in (tmp_path / "site/leaderboard.md").read_text(
+        "utf-8"
+    )
+
+
+def test_a_reason_is_short_and_what_all_rows_share_is_apart() -> None:
+    note = "without wiki, which has another unit; 1 seed(s) only, because of it"
+    assert shared_note(note) == "without wiki, which has another unit"
+    assert own_note(note) == "1 seed(s) only, because of it"
+    assert own_note(shared_note(note)) == ""
+    assert brief("the results are not comparable, their settings differ:\n  a: 1 → 2") == (
+        "not comparable: settings differ"
+    )
+    assert brief("skipped: needs a GPU") == "skipped: needs a GPU"
+    assert len(brief("x" * 500)) == 90
+
+
+def test_a_difference_in_nats_has_four_decimals_unless_it_is_smaller() -> None:
+    numbers = (0.02197, -0.5, 0.00002197, -12.3456, 0.0)
+    assert [signed(number, share=False) for number in numbers] == [
+        "+0.0220", "−0.5000", "+2.2e−05", "−12.35", "0.0",
+    ]  # fmt: skip
 
 
 def test_a_lost_sample_file_is_the_reason_in_the_cell(tmp_path: Path) -> None:
@@ -345,6 +371,28 @@ def test_a_run_that_trained_nothing_has_a_page(tmp_path: Path) -> None:
     (row,) = leaderboard_rows(run)
     assert (row["gain"], row["gain_note"]) == (None, "no policy was trained")
     page(run, tmp_path / "site")
+    arm = only(tmp_path / "site/arms", "*.html")
+    assert "What does it score?" in arm
+    for word in ("Is it better?", "What was lost?", "What was trained", "Gain vs base"):
+        assert word not in arm
+    index = (tmp_path / "site/index.html").read_text("utf-8")
+    assert "Gain vs base" not in index
+    assert "base →" not in index
+    assert "n = 8" in index
+    assert "Gain" not in (tmp_path / "site/leaderboard.md").read_text("utf-8")
+
+
+def test_a_board_without_a_gain_suite_is_headed_by_its_experiment(tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    for quantizer in ("none", "int8"):
+        folder = run / f"evals/base-{quantizer}-general"
+        write_evaluation(folder, "general", "retention", {"kept": BASE}, quantizer=quantizer)
+    names = [("base", quantizer, "general") for quantizer in ("none", "int8")]
+    write_run(run, names, policies=["base"], stages=[], experiment="formats")
+    text = page(run, tmp_path / "site")
+    assert "<h2>formats</h2>" in text
+    assert "no gain suite</h2>" not in text
+    assert (tmp_path / "site/leaderboard.md").read_text("utf-8").startswith("## formats\n")
 
 
 def test_one_task_under_two_settings_is_two_tests(tmp_path: Path) -> None:
@@ -417,6 +465,50 @@ def test_long_texts_lose_their_middle_and_many_long_texts_their_rest(tmp_path: P
     assert " end0<" in text
     assert "characters left out" in text
     assert len(text) < 1.2 * CHARACTERS
+
+
+def choices(metric: str, right: float, **fields: Any) -> dict[str, Any]:
+    """A document with a short right option and a long wrong one."""
+    return {
+        "doc_id": 0,
+        "doc_hash": "0",
+        "kind": "multiple_choice",
+        "prompt": "Which?",
+        "target": "0",
+        "answer": f"{right:.3f}  ab\n-6.000  abcdefgh",
+        "options": [" ab", " abcdefgh"],
+        "metrics": {metric: float(right / 2 > -6 / 8)},
+        **fields,
+    }
+
+
+def compared_choices(run: Path, metric: str, **fields: Any) -> str:
+    """The page of samples of one document that the tuned model no longer gets right per character."""
+    write_task(run, BASE[:1] * 2, BASE[:1] * 2)
+    rewrite_scores(run, metric=metric)
+    for policy, right in (("base", -1.0), ("dpo", -4.0)):
+        rows = [choices(metric, right, **fields), choices(metric, right, doc_id=1, **fields)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (run / f"evals/{policy}-none-task/json.jsonl").write_text(text, "utf-8")
+    write_run(run, TASK)
+    page(run, run.parent / "site")
+    return only(run.parent / "site/samples", "*.html")
+
+
+def test_a_metric_per_character_shows_what_it_compares(tmp_path: Path) -> None:
+    text = compared_choices(tmp_path / "runs", "acc_norm", picked={"acc_norm": 0})
+    assert "log-likelihood, and per character" in text
+    # −4 beats −6, but −4 / 2 does not beat −6 / 8: that is why the document is lost.
+    for number in ("−0.500", "−2.000", "−0.750"):
+        assert f'<span class="sub">{number}</span>' in text
+    assert "2 lost" in text
+    assert "● picked" in text
+
+
+def test_a_record_that_names_no_pick_has_no_legend_of_it(tmp_path: Path) -> None:
+    text = compared_choices(tmp_path / "runs", "acc_norm")
+    assert "✓ reference" in text
+    assert "picked" not in text.replace(".picked.", "")
 
 
 def test_options_are_read_back_with_their_line_breaks() -> None:
