@@ -15,7 +15,7 @@ from reward.store import write_json
 
 
 def table(deltas: Sequence[Delta]) -> str:
-    """The deltas as aligned text of at most 140 columns, one line a metric, notes below it; ★ marks main metrics."""
+    """The deltas as aligned text of at most 140 columns, one line a metric, then their notes; ★ marks main metrics."""
     lines = [
         f"{'task/metric':28} {'baseline':>8} {'candidate':>9} {'delta':>8} {'stderr':>7} "
         f"{'95 % interval':>18} {'p':>7} {'adj. p':>7} {'flips':>6} {'n':>5} {'clust.':>6} {'MDE':>6}  verdict"
@@ -31,9 +31,11 @@ def table(deltas: Sequence[Delta]) -> str:
             f"{_number(delta.flips, '.1%'):>6} {delta.n:>5} "
             f"{delta.clusters or '–':>6} {_number(delta.mde, '.4f'):>6}  {delta.verdict}"
         )
+    notes: dict[str, list[str]] = {}
+    for delta in deltas:
         if delta.note:
-            lines.append(f"    {delta.note}")
-    return "\n".join(lines)
+            notes.setdefault(delta.note, []).append(f"{delta.task}/{delta.metric}")
+    return "\n".join(lines + [f"{', '.join(names)}: {note}" for note, names in notes.items()])
 
 
 def _number(value: float, form: str) -> str:

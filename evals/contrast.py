@@ -288,7 +288,15 @@ def improvement(suites: Sequence[list[Delta]]) -> Change:
         raise UserError("; ".join(f"{delta.task} {delta.note}" for delta in unpaired))
     if not mains:
         raise UserError("no task has a main metric")
-    kept = [delta for delta in mains if len(mains) == 1 or _is_share(delta)]
+    kept = [
+        delta
+        for delta, is_kept in zip(
+            mains,
+            _with_one_unit([(delta.metric, _is_share(delta)) for delta in mains]),
+            strict=True,
+        )
+        if is_kept
+    ]
     if not kept:
         raise UserError("the main metrics have no common unit to average")
     left_out = [delta.task for delta in mains if delta not in kept]
@@ -300,11 +308,18 @@ def improvement(suites: Sequence[list[Delta]]) -> Change:
 def _averaged(pairings: Sequence[Pairing]) -> list[Pairing]:
     """Those whose deltas `improvement` averages."""
     mains = [one for one in pairings if one.score.is_main]
-    return [
-        one
+    kinds = [
+        (one.score.metric, is_share(one.score.metric, one.score.value, one.candidate))
         for one in mains
-        if len(mains) == 1 or is_share(one.score.metric, one.score.value, one.candidate)
     ]
+    return [one for one, is_kept in zip(mains, _with_one_unit(kinds), strict=True) if is_kept]
+
+
+def _with_one_unit(kinds: Sequence[tuple[str, bool]]) -> list[bool]:
+    """Which of some (metric, whether it is a share) are averaged: all of one metric, else the shares."""
+    if len({metric for metric, _ in kinds}) == 1:
+        return [True] * len(kinds)
+    return [is_a_share for _, is_a_share in kinds]
 
 
 def _combined(deltas: Sequence[Delta], note: str) -> Change:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evals.contrast import Change, Contrast, Row, is_share
+from evals.contrast import Change, Contrast, Row, _with_one_unit, is_share
 from evals.leaderboard import Arm, boards
 from evals.results import EvalResult, Score
 from evals.runs import Variant, load_runs
@@ -198,3 +198,9 @@ def test_a_number_format_is_judged_by_the_margin_on_every_suite(role: str) -> No
     assert forms._judged(small, 0.03, role).verdict == "retained"
     assert forms._judged(large, 0.03, role).verdict == "worse"
     assert training._judged(large, 0.03, role).verdict == {"gain": "worse"}.get(role, "forgotten")
+
+
+def test_what_is_averaged_has_one_unit() -> None:
+    assert _with_one_unit([("loss", False), ("loss", False)]) == [True, True]
+    assert _with_one_unit([("acc", True), ("loss", False), ("f1", True)]) == [True, False, True]
+    assert _with_one_unit([("loss", False), ("bleu", False)]) == [False, False]
