@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evals.intervals import Proportions, stderr
 from evals.resampling import bootstrap, bootstrap_means, sign_flips
 from evals.stats import (
-    Proportions,
     documents_needed,
     holm,
     macro,
@@ -19,7 +19,6 @@ from evals.stats import (
     permutation,
     rank_intervals,
     seed_effects,
-    stderr,
 )
 
 Z = 1.959964
