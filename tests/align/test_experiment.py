@@ -19,12 +19,14 @@ ROOT = Path(__file__).parents[2]
 NO_EVALUATION = (
     "~evaluation.suites.json",
     "~evaluation.suites.forgetting",
+    "~evaluation.suites.heldout",
     "evaluation.quantizers=[]",
 )
 _SMALL_SUITES = (
     "evaluation.suites.json.limit=4",
     "evaluation.suites.forgetting.tasks=[piqa]",
     "evaluation.suites.forgetting.limit=4",
+    "evaluation.suites.heldout.limit=2",
 )
 
 
@@ -71,7 +73,7 @@ def test_demo_end_to_end_then_a_sweep_that_shares_its_stages(
     run_record = json.loads(record.read_text(encoding="utf-8"))
     assert [stage["stage"] for stage in run_record["stages"]] == ["sft", "dpo"]
     assert run_record["policies"] == ["base", "sft", "dpo"]
-    assert len(run_record["evaluations"]) == 8  # three policies and one quantized, on two suites
+    assert len(run_record["evaluations"]) == 12  # three policies and one quantized, on three suites
     for artifact in (tmp_path / "artifacts").glob("[sd]*"):
         assert is_complete(artifact)
     sft_metrics = next((tmp_path / "artifacts").glob("sft-*")) / "metrics.jsonl"
@@ -79,12 +81,12 @@ def test_demo_end_to_end_then_a_sweep_that_shares_its_stages(
 
     # Another arm: SFT and the evaluations of base and SFT are found, DPO is trained.
     before = {path.name for path in (tmp_path / "artifacts").glob("[sd]*")}
-    evaluated = {path.name for path in (tmp_path / "evals").glob("[jf]*")}
+    evaluated = {path.name for path in (tmp_path / "evals").glob("[jfh]*")}
     done = run(tiny_model, tmp_path, "-m", "dpo.args.beta=0.1,0.5")
     assert done.returncode == 0, done.stderr
     new = {path.name for path in (tmp_path / "artifacts").glob("[sd]*")} - before
     assert [name.split("-")[0] for name in new] == ["dpo"]
-    assert len({path.name for path in (tmp_path / "evals").glob("[jf]*")} - evaluated) == 4
+    assert len({path.name for path in (tmp_path / "evals").glob("[jfh]*")} - evaluated) == 6
     rows = json.loads(
         (tmp_path / "report" / "demo" / "leaderboard.json").read_text(encoding="utf-8")
     )
@@ -95,7 +97,7 @@ def test_demo_end_to_end_then_a_sweep_that_shares_its_stages(
     done = run(tiny_model, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "sft        done" in done.stdout
-    assert "evaluate   0 of 8 to do" in done.stdout
+    assert "evaluate   0 of 12 to do" in done.stdout
     assert time.monotonic() - started < 20
 
 
