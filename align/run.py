@@ -19,8 +19,9 @@ from align.plan import STAGES, Plan, make_plan, preflight
 from align.stages.common import METRICS
 from conf.entry import UserError, plain
 from conf.schema import Align
+from evals.deltas import compare
 from evals.report import build_report, leaderboard_rows
-from evals.results import EvalResult, compare
+from evals.results import EvalResult
 from evals.site.card import write_card
 from evals.site.curves import metrics_file
 from evals.track import Tracker, redact

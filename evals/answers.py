@@ -59,7 +59,7 @@ def _merged(own: dict[str, Any], further: dict[str, Any]) -> dict[str, Any]:
 
 
 def values_of(task: Any, row: dict[str, Any]) -> dict[str, Any]:
-    """What the document adds to each metric; see `evals.results.Sample`."""
+    """What the document adds to each metric; see `evals.pairing.Sample`."""
     aggregations = task.aggregation()
     metrics: dict[str, float] = {}
     weighted: dict[str, list[Any]] = {}

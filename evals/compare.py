@@ -8,7 +8,8 @@ from pathlib import Path
 
 from conf.entry import UserError, plainly
 from evals.contrast import improvement
-from evals.results import UNQUANTIZED, Delta, EvalResult, compare, margin_of
+from evals.deltas import Delta, compare, margin_of
+from evals.results import UNQUANTIZED, EvalResult
 from evals.stats import documents_needed
 from reward.command import check_file
 from reward.store import write_json

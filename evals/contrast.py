@@ -17,17 +17,9 @@ import numpy as np
 
 from conf.entry import UserError
 from evals import stats
+from evals.deltas import Delta, delta_of, in_family, judged, margin_of, pair_all, verdict
 from evals.pairing import Pairing, common
-from evals.results import (
-    Delta,
-    EvalResult,
-    delta_of,
-    in_family,
-    judged,
-    margin_of,
-    pair_all,
-    verdict,
-)
+from evals.results import EvalResult
 from evals.runs import Run, Variant
 
 # Metrics that are no share, yet whose value may happen to lie between 0 and 1.

@@ -118,7 +118,7 @@ def _task_of_rows(group: "Group", rows: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 def row_values(columns: Sequence[Column], number: int) -> dict[str, dict[str, Any]]:
-    """What a row adds to each further metric, as `evals.results.Sample` keeps it; nothing for a gap."""
+    """What a row adds to each further metric, as `evals.pairing.Sample` keeps it; nothing for a gap."""
     found = {column.label: column.values.get(number) for column in columns}
     return {
         "metrics": {label: v for label, v in found.items() if isinstance(v, float)},

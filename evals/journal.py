@@ -79,7 +79,7 @@ def continued(path: Path, settings: dict[str, Any]) -> Iterator[Journal]:
 
 
 def _rows(path: Path, settings: dict[str, Any]) -> list[Row]:
-    from evals.results import differing
+    from evals.deltas import differing
 
     try:
         manifest = read_json(manifest_path(path))

@@ -16,7 +16,7 @@ from conf.entry import UserError
 from conf.passthrough import did_you_mean
 
 # What an answer adds to a metric: a value whose mean is the metric, or (value, weight, scale) as in
-# `evals.results.Sample.weighted`. None is a gap: nothing can be said of this answer.
+# `evals.pairing.Sample.weighted`. None is a gap: nothing can be said of this answer.
 Value = float | tuple[float, float, str] | None
 
 

@@ -67,7 +67,7 @@ def mine(baseline: Any, candidate: Any) -> list[Mined]:
     Raises:
         UserError: when the results are not comparable, or are of two models.
     """
-    from evals.results import compare
+    from evals.deltas import compare
 
     if any(
         baseline.model.get(name) != candidate.model.get(name) for name in ("weights", "adapter")

@@ -9,8 +9,9 @@ import numpy as np
 from conf.entry import UserError
 from evals import stats
 from evals.contrast import is_share
+from evals.deltas import samples_of
 from evals.pairing import Samples, column
-from evals.results import EvalResult, Score, samples_of
+from evals.results import EvalResult, Score
 
 if TYPE_CHECKING:
     from evals.leaderboard import Arm

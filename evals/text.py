@@ -217,7 +217,7 @@ def _settings(
 
 
 def _row(passage: Passage, values: np.ndarray) -> dict[str, Any]:
-    """What is kept of a document; see `evals.results.Sample`."""
+    """What is kept of a document; see `evals.pairing.Sample`."""
     tokens = values.shape[1]
     loss = math.fsum(values[LOSS])
     row: dict[str, Any] = {

@@ -5,8 +5,8 @@ import math
 from typing import Any, NamedTuple
 
 from evals.contrast import Change, Contrast, Row
+from evals.deltas import margin_of
 from evals.leaderboard import MeanScore
-from evals.results import margin_of
 from evals.runs import Run, Variant
 from evals.site.curves import StageCurves, stage_curves
 from evals.site.graphs import Spot, trade_chart

@@ -11,7 +11,7 @@ import pytest
 from conf.entry import UserError
 from conf.schema import Dtype, Model, Suite, TaskSource
 from evals.clusters import FIELDS, cluster_of, field_of
-from evals.results import compare
+from evals.deltas import compare
 from evals.run import Request, evaluate
 
 needs_offline_tasks = pytest.mark.skipif(

@@ -11,7 +11,8 @@ import pytest
 
 from conf.entry import UserError
 from conf.schema import Dtype, Model, Role, Source, Suite
-from evals.results import EvalResult, compare, read_jsonl
+from evals.deltas import compare
+from evals.results import EvalResult, read_jsonl
 from evals.run import Request, check_suite, evaluate
 
 ROOT = Path(__file__).parents[2]

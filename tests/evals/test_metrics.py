@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from conf.entry import UserError
 from evals import metrics
+from evals.deltas import compare
 from evals.measures import corpus, maths, overlap, structured
 from evals.measures.maths import equivalent, texts_of
 from evals.metrics import METRICS, Measurement, measure
-from evals.results import EvalResult, Score, compare
+from evals.results import EvalResult, Score
 
 ANSWERS = [
     "the cat sat on the mat",

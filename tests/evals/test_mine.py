@@ -13,8 +13,9 @@ import pytest
 
 from conf.entry import UserError
 from conf.schema import Dtype, Model, Role, Suite, TaskSource
+from evals.deltas import compare
 from evals.mine import mine
-from evals.results import EvalResult, compare
+from evals.results import EvalResult
 from evals.run import Request, evaluate
 from reward.records import NORMALISERS
 

@@ -12,7 +12,8 @@ import pytest
 
 from conf.entry import UserError
 from evals import compare as command
-from evals.results import Delta, EvalResult, Score, compare, margin_of, verdict
+from evals.deltas import Delta, compare, margin_of, verdict
+from evals.results import EvalResult, Score
 from evals.stats import contributions
 
 Write = Callable[..., EvalResult]

@@ -12,9 +12,10 @@ import pytest
 from conf.entry import UserError
 from conf.schema import Dtype, Model, Role, Suite, TaskSource
 from evals import quantize
+from evals.deltas import compare
 from evals.offline import FOLDERS, members
 from evals.quantize import QUANTIZERS, Quantizer
-from evals.results import EvalResult, compare
+from evals.results import EvalResult
 from evals.run import Request, evaluate
 
 ROOT = Path(__file__).parents[2]

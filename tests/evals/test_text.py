@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from conf.entry import UserError
 from conf.schema import Dtype, Kind, Model, Role, Suite, Text
 from evals import heldout, likelihood
+from evals.deltas import Delta, compare
 from evals.documents import write_documents
 from evals.likelihood import AGREES, KL, LOSS, REFERENCE_LOSS
-from evals.results import Delta, EvalResult, compare
+from evals.results import EvalResult
 from evals.run import Request, check_request, check_suite, evaluate
 
 needs_offline_texts = pytest.mark.skipif(
