@@ -240,7 +240,7 @@ def choice(number: int, mark: float) -> dict[str, Any]:
     return sample(number, fields | picked | {"target": "0"})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """The machine's chromium; a test without one is skipped."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

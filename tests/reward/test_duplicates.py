@@ -335,6 +335,8 @@ def test_no_orphans(write: Write, tmp_path: Path, how: signal.Signals) -> None:
         env=environment,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as parent:
         process = psutil.Process(parent.pid)
         while len(children := process.children(recursive=True)) < 3:  # two and their tracker
