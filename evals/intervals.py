@@ -143,7 +143,7 @@ class Proportions:
         return float(optimize.brentq(lambda at: self._score(at) - z, low, high, xtol=1e-12))
 
     def _score(self, difference: float) -> float:
-        """The deviation from a supposed difference in standard errors under it, equation 7 of Tango 1998."""
+        """The deviation from a supposed difference, in its standard errors there (Tango 1998)."""
         deviation = self.won - self.lost - self.size * difference
         if abs(deviation) < _ROUNDING * self.size:
             return 0.0
@@ -176,7 +176,7 @@ def _unchanged(count: int, span: float, confidence: float) -> Estimate:
 
 def _few(delta: np.ndarray) -> Estimate:
     """Few documents differ, or all by the same: one is added that is lost, and one that is won, each by the largest
-    difference seen. For values of 0 and 1 this is the interval of Bonett and Price 2012.
+    difference seen. For values of 0 and 1 it is that of Bonett and Price 2012, but for t in the place of z.
     """
     size = delta.size + 2
     mean = float(delta.sum()) / size
