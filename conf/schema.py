@@ -180,6 +180,53 @@ class Stage:
 
 
 @dataclass
+class Term:
+    """One term of a reward."""
+
+    # a name in reward.verify.VERIFIERS, `model` (a reward model or several), or `function` (a Python function of yours)
+    kind: str = MISSING
+    weight: float = 1.0
+    args: dict[str, Any] = field(default_factory=dict)  # options of that kind, by its own names
+
+
+@dataclass
+class Reward:
+    """What an answer is worth: the weighted sum of its terms."""
+
+    terms: dict[str, Term] = field(default_factory=dict)  # by a name of yours
+
+
+@dataclass
+class Probe:
+    """What is watched while a policy moves: the reward that it is optimised for, beside one that it is not."""
+
+    prompts: Source = field(default_factory=Source)  # held-out prompts
+    proxy: Reward = field(default_factory=Reward)  # what training, or best-of-n, pushes up
+    gold: Reward = field(default_factory=Reward)  # what should rise with it
+    steps: int = (
+        50  # of the optimizer between two looks; the first and the last step are always looked at
+    )
+    n: int = 1  # completions a prompt
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    batch_size: int = 16
+    seed: int = 0
+
+
+@dataclass
+class Scorer:
+    """A reward model, and how it is run."""
+
+    path: str = MISSING  # folder, hub id, or http(s)://HOST:PORT of `python -m reward.serve`
+    revision: str | None = None  # hub branch, tag or commit
+    dtype: Dtype = Dtype.float32  # bfloat16 can turn the order of two answers
+    max_length: int | None = (
+        None  # tokens of the longest conversation with a score; None: the model's context
+    )
+    batch_tokens: int = 4096  # of a batch, padding among them
+
+
+@dataclass
 class Text:
     """Held-out text whose likelihood is measured."""
 
@@ -273,6 +320,7 @@ class Align:
     sft: Stage = field(default_factory=Stage)
     rm: Stage = field(default_factory=Stage)
     dpo: Stage = field(default_factory=Stage)
+    probe: Probe | None = None  # in the stages that move a policy toward a preference
     evaluation: Evaluation = field(default_factory=Evaluation)
     paths: Paths = field(default_factory=Paths)
     track: Track = field(default_factory=Track)
@@ -334,3 +382,42 @@ class Sampling(Source):
     # share of unusable rows that may be dropped (and are counted) before the run stops
     max_bad_fraction: float = 0.01
     paths: Paths = field(default_factory=Paths)
+
+
+@dataclass
+class RewardReport:
+    """What a reward model is worth on preference pairs that it was not trained on."""
+
+    model: Scorer = field(default_factory=Scorer)
+    data: Data = field(default_factory=Data)
+    subset: str | None = None  # column whose values name subsets, such as RewardBench's `subset`
+    others: list[str] = field(default_factory=list)  # further reward models: do they agree?
+    out: str | None = (
+        None  # folder for report.json, pairs.jsonl and report.html; default: outputs/rewards/KEY
+    )
+    offline: bool = False
+    paths: Paths = field(default_factory=Paths)
+
+
+class Pick(Enum):
+    """What becomes of the ranked completions of a prompt."""
+
+    best = "best"  # the best of n, as a demonstration
+    accept = (
+        "accept"  # rejection sampling: every one at or above `min_score`, the best `keep` of them
+    )
+    pairs = "pairs"  # preference pairs, as reward.pairs makes them
+
+
+@dataclass
+class Ranking(Sampling):
+    """Completions drawn from a model (or read from a file of `evals.sample`), ranked by a reward."""
+
+    samples: str | None = None  # file of completions; None: drawn first, into OUT.samples.jsonl
+    reward: Reward = field(default_factory=Reward)
+    pick: Pick = Pick.best
+    min_score: float | None = None  # pick=accept: least reward of a kept completion
+    keep: int = 1  # pick=accept: most completions kept of a prompt
+    pairing: str = "best_worst"  # pick=pairs: a method in reward.pairs.METHODS
+    min_margin: float = 0.0  # pick=pairs: least difference of the rewards
+    max_pairs: int | None = None  # pick=pairs: most pairs of a prompt

@@ -10,10 +10,11 @@ from evals.leaderboard import MeanScore
 from evals.runs import Run, Variant
 from evals.site.curves import StageCurves, stage_curves
 from evals.site.graphs import Spot, trade_chart
-from evals.site.markup import count, duration, environment, percent, script, shared_note
+from evals.site.markup import environment, shared_note
 from evals.site.measured import Form, Text, forms, texts
 from evals.site.places import INDEX, Compared, Place, board_title
-from evals.site.plots import Pair, Point, dumbbell_chart, forest_chart, score_chart
+from reward.pages.markup import TABLES, count, duration, percent, script
+from reward.pages.plots import Pair, Point, dumbbell_chart, forest_chart, score_chart
 
 # Metric, column, and the direction in which its column is sorted first: the better end up.
 _FOOTPRINTS = [
@@ -44,7 +45,7 @@ def render(place: Place) -> str:
             footprints=[one for one in _FOOTPRINTS if one[0] in kinds],
             home=f"../{INDEX}",
             up="../",
-            script=script("tables.js"),
+            script=script(TABLES),
         )
     )
 

@@ -13,9 +13,9 @@ from evals.contrast import Change, Contrast, Row
 from evals.leaderboard import Arm, boards
 from evals.results import EvalResult
 from evals.runs import load_run
-from evals.site.markup import MISSING, count, duration, percent, probability, value
 from evals.site.measured import Form, forms, texts
 from evals.site.tables import cell, change_text, score_text, table
+from reward.pages.markup import MISSING, count, duration, percent, probability, value
 from reward.store import read_json
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from evals.leaderboard import Board
 from evals.site.datafindings import FoundBy, kind_of, severities, tables
 from evals.site.datause import Used, arms_text, read_usage
-from evals.site.markup import count, environment, percent, whole
-from evals.site.plots import Spread, spread_chart
+from evals.site.markup import environment
 from reward.findings import KINDS, UNUSABLE
+from reward.pages.markup import count, percent, whole
+from reward.pages.plots import Spread, spread_chart
 
 _QUANTILES = ("0", "5", "25", "50", "75", "95", "100")
 _LANGUAGES = 8

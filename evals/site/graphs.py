@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from evals.site.plots import ACCENT, BAD, INK, LINE, MUTED, UNSURE, WIDTH, svg
+from reward.pages.plots import ACCENT, BAD, INK, LINE, MUTED, UNSURE, WIDTH, svg
 
 _SIZE = 8.5  # of a name, in points; a character is taken to be 0.62 of it wide, as the font is the page's
 _MARKS, _SHADES = ("o", "s", "^", "D", "v"), (1.0, 0.6, 0.4, 0.75, 0.3)  # of each seed

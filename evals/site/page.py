@@ -7,9 +7,10 @@ from evals.contrast import Change
 from evals.leaderboard import Arm, Board, MeanScore
 from evals.runs import Run
 from evals.site.graphs import Spot, trade_chart
-from evals.site.markup import environment, script, shared_note
+from evals.site.markup import environment, shared_note
 from evals.site.measured import texts
 from evals.site.places import Place, board_title
+from reward.pages.markup import TABLES, script
 
 _JOINT = " · "  # between an experiment's name and what tells its arms apart
 
@@ -36,7 +37,7 @@ def render(places: Sequence[Place], data_page: str = "") -> str:
             arms=len(places),
             provenance=_provenance([place.arm for place in places]),
             data_page=data_page,
-            script=script("tables.js"),
+            script=script(TABLES),
             up="",
         )
     )

@@ -9,7 +9,7 @@ from evals.contrast import Contrast
 from evals.leaderboard import Arm, Board
 from evals.results import EvalResult
 from evals.runs import Run, Variant
-from evals.site.markup import slug
+from reward.pages.markup import slug
 
 INDEX, DATA = "index.html", "data.html"
 _JUDGED = ("gain", "retention")

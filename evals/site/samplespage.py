@@ -12,9 +12,10 @@ from conf.entry import UserError
 from evals.pairing import Sample
 from evals.results import EvalResult, Score
 from evals.runs import Run
-from evals.site.markup import environment, script, shortened
+from evals.site.markup import TEMPLATES, environment
 from evals.site.measured import LOSS
 from evals.site.places import INDEX, Compared, Place
+from reward.pages.markup import script, shortened
 
 # What a page holds at most. Documents that are scored differently come first, gained and lost in turn.
 DOCUMENTS = 200
@@ -119,7 +120,7 @@ def render(place: Place, subject: Compared, runs: Path) -> str:
             home=f"../../{INDEX}",
             arm_page=f"../../{place.page}",
             longest=LONGEST_TEXT,
-            script=script("samples.js") if page.documents else "",
+            script=script(TEMPLATES / "samples.js") if page.documents else "",
         )
     )
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from evals.contrast import Change
 from evals.leaderboard import Arm, Board, MeanScore, rows_of
-from evals.site.markup import MISSING, brief, interval, signed, value
+from evals.site.markup import brief, interval
 from evals.site.measured import Text, forms, texts
 from evals.site.places import board_title
+from reward.pages.markup import MISSING, signed, value
 
 
 def records(found: Sequence[Board]) -> list[dict[str, Any]]:

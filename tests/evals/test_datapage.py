@@ -16,9 +16,9 @@ from evals.report import build_report
 from evals.site.datafindings import tables
 from evals.site.datapage import gap_meaning
 from evals.site.datause import Look
-from evals.site.plots import Spread, spread_chart
 from reward.data import prepare
 from reward.findings import KINDS
+from reward.pages.plots import Spread, spread_chart
 from reward.store import read_json, write_json
 from reward.versions import AUDIT, Version
 

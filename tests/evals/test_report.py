@@ -18,8 +18,9 @@ import pytest
 from evals.leaderboard import leaderboard_rows, rank_ranges
 from evals.report import build_report, main
 from evals.results import EvalResult, Score
-from evals.site.markup import brief, own_note, shared_note, signed
+from evals.site.markup import brief, own_note, shared_note
 from evals.site.samplespage import CHARACTERS, DOCUMENTS, likelihoods
+from reward.pages.markup import signed
 from reward.store import write_json
 
 Answers = Sequence[tuple[str, float]]  # answer and score of each document
