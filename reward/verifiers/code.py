@@ -16,7 +16,7 @@ from reward.sandbox import Limits
 from reward.workers import cores
 
 _FENCE = re.compile(
-    r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL
+    r"^([ \t]*)```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL
 )
 _PYTHON = {"python", "python3", "py"}
 
@@ -72,8 +72,14 @@ def code(
 
 def code_of(text: str) -> str:
     """The program in an answer."""
-    blocks: list[tuple[str, str]] = _FENCE.findall(text)
-    marked = [block for language, block in blocks if language.lower() in _PYTHON]
+    blocks: list[tuple[str, str]] = [
+        (
+            language.lower(),
+            re.sub(rf"(?m)^[ \t]{{0,{len(indent)}}}", "", block),
+        )  # as in a list's item
+        for indent, language, block in _FENCE.findall(text)
+    ]
+    marked = [block for language, block in blocks if language in _PYTHON]
     return (marked or [block for _, block in blocks] or [text])[-1]
 
 
