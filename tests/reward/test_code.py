@@ -90,7 +90,7 @@ class TestForms:
         assert score("print(3)", facts) == 0.0
         assert score("print(3)", facts, partial=True) == 0.5
         assert score(add + "\n1/0", facts) == 0.0
-        main = "def main():\n print(sum(map(int, open(0).read().split())))\nif __name__ == '__main__':\n main()\n exit()"
+        main = "def main(): print(sum(map(int, open(0).read().split())))\nif __name__ == '__main__':\n main()\n exit()"
         assert score(main, facts) == 1.0
 
     def test_apps(self) -> None:
