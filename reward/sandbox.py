@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import select
 import shutil
 import signal
@@ -235,7 +236,7 @@ def _rlimits(limits: Limits, tests: int) -> dict[str, int]:
         "RLIMIT_MEMLOCK": 0,
     }
     # Before Linux 5.14 all processes of the user counted, not only those of the user namespace.
-    version = tuple(int(part) for part in platform.release().split(".")[:2])
+    version = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
     return found | ({"RLIMIT_NPROC": _THREADS} if version >= (5, 14) else {})
 
 
