@@ -128,13 +128,13 @@ def judge(
         answer = common | {"role": "answer", "source": source, "fd": theirs.fileno()}
         trial = common | {"role": "tests", "fd": ours.fileno(), "out": out.fileno()}
         trial |= {"tests": list(tests), "prelude": prelude, "entry": entry}
-        stack.enter_context(_process(_bwrap(), answer, limits, [theirs.fileno()]))
-        process = stack.enter_context(
-            _process(_bwrap(), trial, limits, [ours.fileno(), out.fileno()])
-        )
+        processes = [
+            stack.enter_context(_process(_bwrap(), answer, limits, [theirs.fileno()])),
+            stack.enter_context(_process(_bwrap(), trial, limits, [ours.fileno(), out.fileno()])),
+        ]
         for end in (ours, theirs, out):
             end.close()  # or nobody would see another end
-        _await_start(process, verdicts)
+        _await_start(processes, verdicts)
         found = b""
         while len(found) < len(tests) and (
             more := _read(verdicts.fileno(), time.monotonic() + limits.seconds)
@@ -153,7 +153,7 @@ def _run(bwrap: str, source: str, stdin: str, limits: Limits) -> Run:
             _process(bwrap, task, limits, [out.fileno()], stdin=given, stdout=subprocess.PIPE)
         )
         out.close()
-        _await_start(process, ready)
+        _await_start([process], ready)
         deadline = time.monotonic() + limits.seconds
         assert process.stdout is not None
         output = b""
@@ -188,9 +188,7 @@ def _process(
         try:
             yield process
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                # With it the sandbox's first process is killed, and with that one every other (PID namespace).
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill(process)
 
 
 def _walls(limits: Limits) -> list[str]:
@@ -254,14 +252,21 @@ def _problem(bwrap: str) -> str | None:
     return None if done == Run(b"42\n", 0) else f"a first program ended with {done}"
 
 
-def _await_start(process: subprocess.Popen[bytes], ready: FileIO) -> None:
+def _await_start(processes: list[subprocess.Popen[bytes]], ready: FileIO) -> None:
     if _read(ready.fileno(), time.monotonic() + _START, 1) == b".":
         return
+    said = []
+    for process in processes:
+        _kill(process)
+        assert process.stderr is not None
+        said += process.stderr.read(4096).decode(errors="replace").strip().splitlines()[-1:]
+    raise UserError(f"a sandbox did not start: {'; '.join(said) or 'it said nothing'}")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    # With it the sandbox's first process is killed, and with that one every other (PID namespace).
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    assert process.stderr is not None
-    said = process.stderr.read(4096).decode(errors="replace").strip().splitlines()
-    raise UserError(f"a sandbox did not start: {said[-1] if said else 'it said nothing'}")
 
 
 def _read(fd: int, deadline: float, size: int = 1 << 16) -> bytes:
