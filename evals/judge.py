@@ -205,7 +205,7 @@ def _sit(given: argparse.Namespace, matches: list[Match]) -> tuple[str, Sitting]
         from reward.model import RewardModel
 
         model = RewardModel.load(
-            given.reward_model, batch_size=given.batch_size, max_length=given.max_length
+            given.reward_model, batch_tokens=given.batch_tokens, max_length=given.max_length
         )
         return given.reward_model, by_reward_model(model, matches)
     endpoint = Endpoint(
@@ -238,10 +238,11 @@ def parser() -> argparse.ArgumentParser:
     add("--names", nargs=2, metavar=("BASELINE", "MODEL"), help="default: from the files")
     add("--reward-model", metavar="PATH", help="judge with a reward model: folder or hub id")
     add(
-        "--batch-size",
+        "--batch-tokens",
         type=at_least_one,
-        default=16,
-        help="conversations scored together (%(default)s)",
+        default=4096,
+        metavar="N",
+        help="tokens that a reward model scores together, padding among them (%(default)s)",
     )
     add(
         "--max-length",
