@@ -232,8 +232,8 @@ def share(
 ) -> tuple[float, float]:
     """Interval of the mean of values in [0, 1], such as 0, ½ and 1: Wilson's, at the effective number of documents.
 
-    Korn and Graubard 1998; NaN when all documents are of one cluster. Never narrower than without clusters, and as
-    wide for ½ as for a mixture of 0 and 1.
+    Korn and Graubard 1998. Never narrower than without clusters, and as wide for ½ as for a mixture of 0 and 1; one
+    cluster, whatever its size, tells as much as one document.
 
     Args:
         values: shape (n,).
@@ -245,10 +245,8 @@ def share(
     if not n:
         return math.nan, math.nan
     rate = float(values.mean())
-    if count == n:  # a tie varies less than a 0 or 1, and is not counted as knowledge
-        return wilson(rate, n, confidence)
-    if count == 1:
-        return math.nan, math.nan
+    if count in (1, n):  # a tie varies less than a 0 or 1, and is not counted as knowledge
+        return wilson(rate, count, confidence)
     plain = math.sqrt(rate * (1 - rate) / (n - 1))
     return wilson(rate, effective(n, count, stderr(sums, sizes), plain, confidence), confidence)
 
