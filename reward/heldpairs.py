@@ -133,7 +133,7 @@ def score(scorer: Scorer, records: Sequence[Preference]) -> Scores:
 
 def text_of(turns: list[Message]) -> str:
     """The text of turns, which an answer's length is counted in; a tool call is no text."""
-    return "\n\n".join(turn["content"] or "" for turn in turns if turn["role"] == "assistant")
+    return "\n\n".join(turn.get("content") or "" for turn in turns if turn["role"] == "assistant")
 
 
 def as_pairs(held: Held, scores: Scores) -> "Pairs":

@@ -55,6 +55,14 @@ def longest(lengths: np.ndarray) -> np.ndarray:
     return correct(lengths[:, 0] - lengths[:, 1])
 
 
+def baseline(scored: Pairs, lengths: np.ndarray) -> Figure:
+    """The accuracy of "the longer answer wins", fitted to nothing.
+
+    The best of several rules of length, chosen on the same pairs, would be fitted to them and is not reported.
+    """
+    return figures.proportion(longest(lengths), scored.clusters)
+
+
 def over_length(scored: Pairs, lengths: np.ndarray) -> dict[str, Any]:
     """Accuracy minus that of "the longer answer wins" on the same pairs, paired, with its interval."""
     base, own = longest(lengths), correct(scored.margins)

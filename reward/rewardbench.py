@@ -1,4 +1,4 @@
-"""RewardBench's sections and its score (Lambert et al. 2024, arXiv 2403.13787), apart from the sample-weighted accuracy."""
+"""RewardBench's sections and score (Lambert et al. 2024, arXiv 2403.13787), apart from the sample-weighted accuracy."""
 
 from typing import Any
 
