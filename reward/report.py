@@ -98,9 +98,9 @@ def _check_scores(scores: "Scores", model: Scorer) -> None:
     if sum(reasons.values()) < len(scores.scores):
         return
     raise UserError(
-        f"{model.path} scores none of the {len(scores.scores):,} pairs: {reasons['too_long']:,} have an answer that is, "
-        f"with its prompt, longer than {scores.max_length} tokens (model.max_length), and {reasons['not_a_number']:,} got "
-        "a score that is no number, as from broken weights"
+        f"{model.path} scores none of the {len(scores.scores):,} pairs: {reasons['too_long']:,} have an answer that, "
+        f"with its prompt, is longer than {scores.max_length} tokens (model.max_length), and "
+        f"{reasons['not_a_number']:,} got a score that is no number, as from broken weights"
     )
 
 
@@ -150,29 +150,30 @@ def _copied(folder: Path, out: Path) -> Path:
 
 def summary(report: dict[str, Any]) -> str:
     """The main numbers, a line each."""
-    accuracy, over = report["accuracy"], report["over_length"]
+    accuracy, over, ece = report["accuracy"], report["over_length"], report["ece"]
     gaps = f", {accuracy['gaps']:,} without a score" if accuracy["gaps"] else ""
+    pairs = f"%  {accuracy['n']:,} pairs of {accuracy['clusters']:,} prompts{gaps}"
+    expected = f"points  {100 * ece['expected_if_calibrated']:.1f} if calibrated"
     rows = [
-        ("accuracy", accuracy, 100, f"%  {accuracy['n']:,} pairs of {accuracy['clusters']:,} prompts{gaps}"),
+        ("accuracy", accuracy, 100, pairs),
         ("the longer answer wins", report["length_baseline"], 100, "%"),
-        ("accuracy over length", {"value": over["difference"], **over}, 100, "points"),
-        ("calibration error (ECE)", report["ece"], 100, f"points  {100 * report['ece']['expected_if_calibrated']:.1f} if calibrated"),
+        ("accuracy over length", over | {"value": over["difference"]}, 100, "points"),
+        ("calibration error (ECE)", ece, 100, expected),
         ("Brier score", report["brier"], 1, " 0.25 is a coin"),
-    ]  # fmt: skip
-    if bench := report["rewardbench"]:
-        rows.append(
-            ("RewardBench score", bench["score"], 100, f"%  of {len(bench['sections'])} sections")
-        )
-    rows += [
-        (f"  {one['name']}", one["accuracy"], 100, f"%  {one['accuracy']['n']:,} pairs")
-        for one in report["subsets"]
     ]
+    if bench := report["rewardbench"]:
+        sections = f"%  of {len(bench['sections'])} sections"
+        rows.append(("RewardBench score", bench["score"], 100, sections))
+    for one in report["subsets"]:
+        rows.append(
+            (f"  {one['name']}", one["accuracy"], 100, f"%  {one['accuracy']['n']:,} pairs")
+        )
     width = max(len(name) for name, *_ in rows)
     return "\n".join(
         f"{name:{width}}  {_number(figure['value'], scale)} "
         f"[{_number(figure['ci_low'], scale)}, {_number(figure['ci_high'], scale)}] {unit}"
         for name, figure, scale, unit in rows
-    )  # fmt: skip
+    )
 
 
 def _number(value: float | None, scale: int) -> str:
