@@ -52,6 +52,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for at in range(33)
     ]
+    for row in rows[::2]:  # whatever a random model likes, it is wrong in some pairs
+        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
     rows[5]["chosen"] = "long " * 300
     path = tmp_path_factory.mktemp("pairs") / "test.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -95,6 +97,7 @@ def test_numbers_are_those_of_the_pairs(folder: Path) -> None:
     }  # fmt: skip
     assert [one["name"] for one in report["rewardbench"]["sections"]] == ["Chat", "Reasoning"]
     assert report["others"][0]["agreement"]["n"] == 32
+    assert report["mistakes"]
     assert len(report["inputs"]["model"]["weights"]) == 16
     assert "accuracy" in summary(report)
 
