@@ -12,7 +12,7 @@ from conf.entry import UserError
 from conf.passthrough import did_you_mean
 from conf.schema import Align, Kind, LaunchKind, Model, Stage, Suite
 from evals.gguf import converted_folder
-from evals.models import check, identity, is_local
+from evals.models import check, identity
 from evals.provenance import versions
 from evals.results import UNQUANTIZED
 from evals.run import Request, check_request
@@ -20,6 +20,7 @@ from reward.data import check_training_split, prepare
 from reward.gguf import is_gguf
 from reward.store import content_key, fingerprint, is_complete, source_key
 from reward.versions import Version
+from reward.weights import is_local
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,9 @@ from evals.verdicts import ORDERS, Bench, preference_of
 from evals.winrate import report
 from reward.chat import Endpoint, check_url, key_of
 from reward.command import at_least_one, at_least_zero, check_out, written_whole
+from reward.intervals import wilson
 from reward.store import write_json
 from reward.turns import Row, make_turn
-
-_Z = 1.959964  # of a 95 % interval
 
 
 @dataclass
@@ -74,15 +73,6 @@ def order_facts(found: list[dict[str, str | None]]) -> dict[str, Any]:
         "first_ci_low": 100 * low,
         "first_ci_high": 100 * high,
     }
-
-
-def wilson(rate: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `n`."""
-    if not n:
-        return math.nan, math.nan
-    middle = (rate + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z * math.sqrt(rate * (1 - rate) / n + (_Z / (2 * n)) ** 2) / (1 + _Z**2 / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def by_reward_model(model: Any, matches: list[Match]) -> Sitting:

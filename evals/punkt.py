@@ -4,7 +4,7 @@ import importlib.util
 from typing import Any
 
 from conf.entry import UserError
-from evals import network
+from reward import network
 
 # Instructions whose checks cut text into sentences or words; the others count with regular expressions.
 _NEEDED_BY = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}

@@ -92,6 +92,8 @@ def loaded_after(*argv: str) -> tuple[set[str], int]:
         (("reward.score", "--help"), 0),
         (("reward.score", "./absent", "x.jsonl", "y.jsonl"), 2),
         (("reward.average", "--help"), 0),
+        (("reward.report", "--help"), 0),
+        (("reward.report", "model.path=x"), 2),
         (("align", "+experiment=demo", "--cfg", "job"), 0),
         (("align", "+experiment=demoo"), 2),
         (("align", "+experiment=demo", "dpo.args.betta=1"), 2),
