@@ -151,7 +151,7 @@ def _weights(reward: Reward, cache: Path) -> Iterator[str]:
 
 
 class Alarm:
-    """Says on stderr, once, that a policy in training is over-optimised."""
+    """Says on stderr, once, that a policy in training is over-optimized."""
 
     def __init__(self, stage: str) -> None:
         self._stage = stage

@@ -1,7 +1,7 @@
-"""Looks at a policy that moves: the reward that it is optimised for, a held-out gold measure, and how far it has moved.
+"""Looks at a policy that moves: the reward that it is optimized for, a held-out gold measure, and how far it has moved.
 
 Optimising against a proxy helps at first and then harms, while the proxy keeps rising (Gao, Schulman and Hilton 2023,
-"Scaling Laws for Reward Model Overoptimization", arXiv 2210.10760). Only a measure that is not optimised shows it.
+"Scaling Laws for Reward Model Overoptimization", arXiv 2210.10760). Only a measure that is not optimized shows it.
 """
 
 import json
@@ -48,7 +48,7 @@ class Look:
 
     step: int  # of the optimizer; n for best-of-n
     kl: list[float]  # nats of a completion: the divergence from where the policy started
-    proxy: list[float]  # the reward that is optimised
+    proxy: list[float]  # the reward that is optimized
     gold: list[float]  # the one that is not
     length: list[float] = field(default_factory=list)  # tokens of a completion
     further: dict[str, float] = field(default_factory=dict)  # other numbers of the whole look
@@ -207,7 +207,7 @@ def _written(change: Change) -> str:
 def judge(looks: Sequence[Look], is_watching: bool = False) -> Finding:
     """Compare the last look with every earlier one, paired by prompt.
 
-    It is over-optimised when since some earlier look the whole interval of the proxy's change lies above zero, and that
+    It is over-optimized when since some earlier look the whole interval of the proxy's change lies above zero, and that
     of gold's below. Which look that is, the data say: the best of K noisy looks is best by luck too. So the intervals
     are simultaneous over the K comparisons (Bonferroni: each has confidence 1 − 0.05 / K), and hold whichever is
     chosen. If there is none, the changes are those since the look in which gold surely fell, or since the first.
