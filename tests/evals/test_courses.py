@@ -50,7 +50,10 @@ def test_every_seed_is_judged_and_the_first_drawn(runs: Path, tmp_path: Path) ->
     assert course.drawn.seed == 0
     found = page(runs, tmp_path / "out")
     section = found[found.index('<section id="overoptimization">') :].split("</section>")[0]
-    assert "dpo: proxy and gold measure on held-out prompts while it moved; chart and table are seed 0" in section
+    assert (
+        "dpo: proxy and gold measure on held-out prompts while it moved; chart and table are seed 0"
+        in section
+    )
     assert "From step 10 to step 20 the proxy rose while the gold measure fell" in section
     assert section.count("badge worse") == 1
     assert section.count("badge better") == 1
