@@ -90,6 +90,7 @@ def loaded_after(*argv: str) -> tuple[set[str], int]:
         (("evals.judge", "--help"), 0),
         (("evals.winrate", "--help"), 0),
         (("reward.score", "--help"), 0),
+        (("reward.overoptimization", "--help"), 0),
         (("align", "+experiment=demo", "--cfg", "job"), 0),
         (("align", "+experiment=demoo"), 2),
         (("align", "+experiment=demo", "dpo.args.betta=1"), 2),
