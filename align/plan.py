@@ -8,6 +8,8 @@ from pathlib import Path
 
 from align.artifact import Job
 from align.gate import suites_index
+from align.probe import check_probe
+from align.probe import identity as identity_of_probe
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
 from conf.schema import Align, Kind, LaunchKind, Model, Stage, Suite
@@ -25,17 +27,21 @@ from reward.weights import is_local
 
 @dataclass(frozen=True)
 class StageKind:
-    """A kind of stage: where its code is, what data it takes, and whether a later stage may start from its result."""
+    """A kind of stage: where its code is, what data it takes, and whether a later stage may start from its result.
+
+    `is_probed` where it moves a policy toward a preference, which can be overdone.
+    """
 
     run: str
     data: str
     makes_policy: bool
+    is_probed: bool = False
 
 
 STAGES = {
     "sft": StageKind("align.stages.sft:run", "sft", makes_policy=True),
     "rm": StageKind("align.stages.rm:run", "preference", makes_policy=False),
-    "dpo": StageKind("align.stages.dpo:run", "preference", makes_policy=True),
+    "dpo": StageKind("align.stages.dpo:run", "preference", makes_policy=True, is_probed=True),
 }
 
 # Trainer arguments that change how a stage is watched, not what it makes.
@@ -149,6 +155,7 @@ def _job(
     held_out: Version | None,
 ) -> Job:
     root = Path(config.paths.root)
+    probe = config.probe if STAGES[name].is_probed else None
     libraries = ["torch", "transformers", "trl", "accelerate", "peft"]
     key = content_key(
         {
@@ -170,6 +177,7 @@ def _job(
                 *(_EVALS / f"{module}.py" for module in ("gguf", "models")),
             ),
             "versions": versions(*libraries, *(["deepspeed"] if config.deepspeed else [])),
+            **({"probe": identity_of_probe(probe, root / "cache")} if probe else {}),
         }
     )
     return Job(
@@ -184,6 +192,7 @@ def _job(
         parents=parents,
         out=root / "artifacts" / f"{name}-{key}",
         cache=root / "cache",
+        probe=probe,
     )
 
 
@@ -217,6 +226,8 @@ def preflight(config: Align, plan: Plan) -> None:
     _check_margins(config)
     _check_family(config)
     _check_launch(config)
+    if config.probe:
+        check_probe(config, {job.stage: plan.data[job.stage] for job in plan.jobs if job.probe})
     for job in plan.jobs:
         _check_batch(job, config, plan.data[job.stage].manifest["examples"])
     for policy, request in plan.evaluations:

@@ -16,6 +16,7 @@ from align import launch
 from align.artifact import Job, Manifest
 from align.gate import pass_gate, suites_index
 from align.plan import STAGES, Plan, make_plan, preflight
+from align.probe import Alarm, finding_of
 from align.stages.common import METRICS
 from conf.entry import UserError, plain
 from conf.schema import Align
@@ -23,9 +24,11 @@ from evals.deltas import compare
 from evals.report import build_report, leaderboard_rows
 from evals.results import EvalResult
 from evals.site.card import write_card
+from evals.site.courses import looks_file
 from evals.site.curves import metrics_file
 from evals.track import Tracker, redact
 from evals.worker import request_to_json
+from reward.looks import LOOKS
 from reward.store import MANIFEST, build_once, content_key, is_complete, read_json, write_json
 from reward.versions import AUDIT
 
@@ -59,6 +62,9 @@ def run(config: Align, overrides: list[str]) -> float | None:
     experiment.tracker.leaderboard(leaderboard_rows(runs))
     if summary := _summary(results, config, plan.final):
         print(summary)
+    for job in plan.jobs:
+        if finding := finding_of(job.out):
+            print(f"{job.stage:10} {finding.verdict}: {finding.sentence()}")
     print(page.resolve())
     return _objective(results, config, plan)
 
@@ -93,6 +99,8 @@ class _Run:
         record = plain(config)
         for key in ("paths", "track", "plan_only", "title", "offline"):
             del record[key]
+        if config.probe is None:
+            del record["probe"]
         record["launch"] = {"processes": config.launch.nnodes * config.launch.nproc_per_node}
         self.key = content_key(record)
         self.label = ", ".join(o.lstrip("+") for o in overrides if not _NOT_AN_ARM.match(o))
@@ -134,6 +142,7 @@ class _Run:
             else:
                 build_once(job.out, lambda partial: self._train_once(job, partial))
         manifest = Manifest.load(job.out)
+        finding = finding_of(job.out)
         return {
             "stage": job.stage,
             "key": job.key,
@@ -143,20 +152,25 @@ class _Run:
             "data": manifest.data,
             "method": job.peft.method if job.peft.method != "none" else "full",
             "parameters": manifest.parameters,
+            **({"overoptimization": finding.to_json()} if finding else {}),
         }
 
     def _train_once(self, job: Job, partial: Path) -> dict[str, Any]:
         name = f"{self.label} {job.stage}".strip()
         with self.tracker.run(name, "train") as live:
-            rows = _Tail(partial / METRICS)
+            rows, looks, alarm = _Tail(partial / METRICS), _Tail(partial / LOOKS), Alarm(job.stage)
 
             def mirror() -> None:
-                for row in rows.new():
-                    live.log(_without(row, "step"), step=int(row["step"]))
+                logged = [(int(row["step"]), _without(row, "step")) for row in rows.new()]
+                logged += [(int(row["step"]), alarm.hear(row)) for row in looks.new()]
+                for step, values in sorted(logged, key=lambda one: one[0]):  # W&B goes forward only
+                    live.log(values, step=step)
 
             self._start(job, partial, mirror)
             manifest: dict[str, Any] = read_json(partial / MANIFEST)
             live.summarise(manifest["metrics"] | {"key": job.key})
+            if finding := finding_of(partial):
+                live.summarise({"probe/finding": finding.verdict, "probe/told": finding.sentence()})
         return manifest
 
     def _start(self, job: Job, partial: Path, watch: Callable[[], None] = lambda: None) -> None:
@@ -231,10 +245,11 @@ class _Run:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.audits[job.stage] / AUDIT, folder / AUDIT)
             shutil.copyfile(job.data / MANIFEST, folder / MANIFEST)
-            if (log := job.out / METRICS).is_file():
-                kept = metrics_file(self.folder, job.stage)
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(log, kept)
+            for name, place in ((METRICS, metrics_file), (LOOKS, looks_file)):
+                if (log := job.out / name).is_file():
+                    kept = place(self.folder, job.stage)
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(log, kept)
         config = self.config
         write_json(self.folder / "config.json", redact(plain(config)))
         record = {

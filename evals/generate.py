@@ -80,7 +80,11 @@ class Generator:
         return list(encoded["input_ids"])
 
     def complete(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Completion]:
-        """One completion of each prompt.
+        """One completion of each prompt; see `tokens`."""
+        return [self.completion(ids) for ids in self.tokens(prompts, seeds)]
+
+    def tokens(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[list[int]]:
+        """The token ids that the model says after each prompt, the ending one among them.
 
         Args:
             prompts: token ids, see `encode`.
@@ -100,13 +104,16 @@ class Generator:
                 attention_mask=torch.tensor(is_token, device=device),
                 logits_processor=LogitsProcessorList(self._processors(seeds, device)),
             )
-        return [self._completion(ids) for ids in output[:, width:].tolist()]
+        return [self._ended(ids) for ids in output[:, width:].tolist()]
 
-    def _completion(self, ids: list[int]) -> Completion:
-        end = next((place for place, token in enumerate(ids) if token in self._ends), None)
-        ids = ids if end is None else ids[: end + 1]
+    def _ended(self, ids: list[int]) -> list[int]:
+        end = next((place for place, token in enumerate(ids) if token in self._ends), len(ids))
+        return ids[: end + 1]
+
+    def completion(self, ids: list[int]) -> Completion:
+        """What `tokens` gave, as text."""
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return Completion(text, len(ids), "length" if end is None else "eos")
+        return Completion(text, len(ids), "eos" if ids[-1] in self._ends else "length")
 
     def _processors(self, seeds: Sequence[int], device: Any) -> list[Any]:
         from transformers import TemperatureLogitsWarper, TopPLogitsWarper

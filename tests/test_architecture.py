@@ -94,6 +94,7 @@ def loaded_after(*argv: str) -> tuple[set[str], int]:
         (("reward.average", "--help"), 0),
         (("reward.report", "--help"), 0),
         (("reward.report", "model.path=x"), 2),
+        (("reward.overoptimization", "--help"), 0),
         (("align", "+experiment=demo", "--cfg", "job"), 0),
         (("align", "+experiment=demoo"), 2),
         (("align", "+experiment=demo", "dpo.args.betta=1"), 2),

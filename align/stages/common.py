@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,20 @@ ADAPTER = "adapter"
 PEFT_CONFIGS = {"lora": "LoraConfig"}
 
 
-def run_stage(job: Job, config_class: type[Any], trainer_class: type[Any], task_type: str) -> None:
+def run_stage(
+    job: Job,
+    config_class: type[Any],
+    trainer_class: type[Any],
+    task_type: str,
+    callbacks: Sequence[Any] = (),
+) -> None:
     """Train `job` with a TRL trainer and leave a model folder with a manifest in `job.out`.
 
     Args:
         job: what to train; `job.out` exists and is empty.
         config_class, trainer_class: TRL's.
         task_type: PEFT's name of the task, CAUSAL_LM or SEQ_CLS.
+        callbacks: further ones for the trainer.
     """
     started = time.monotonic()
     path = local_path(job.model, job.cache)
@@ -47,7 +54,7 @@ def run_stage(job: Job, config_class: type[Any], trainer_class: type[Any], task_
         eval_dataset=dataset(held_out, job.out / "trainer") if held_out else None,
         processing_class=tokenizer,
         peft_config=peft_config(job, task_type),
-        callbacks=[ledger(job.out / METRICS)],
+        callbacks=[ledger(job.out / METRICS), *callbacks],
     )
     parameters = _count(trainer.model)
     outcome = trainer.train()

@@ -8,6 +8,7 @@ from evals.contrast import Change, Contrast, Row
 from evals.deltas import margin_of
 from evals.leaderboard import MeanScore
 from evals.runs import Run, Variant
+from evals.site.courses import Course, courses
 from evals.site.curves import StageCurves, stage_curves
 from evals.site.graphs import Spot, trade_chart
 from evals.site.markup import environment, shared_note
@@ -237,6 +238,11 @@ class ArmView:
     def curves(self) -> list[StageCurves]:
         """What the training stages logged."""
         return stage_curves(self.arm, "stage")
+
+    @property
+    def courses(self) -> list[Course]:
+        """What the probes of the training stages saw."""
+        return courses(self.arm, "course")
 
     @property
     def texts(self) -> list[Text]:
