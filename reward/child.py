@@ -64,13 +64,16 @@ def run(module: str, arguments: list[str], what: str, every: float, look: Any) -
     assert process.stderr is not None
     reader = threading.Thread(target=_pass_on, args=(process.stderr, told), daemon=True)
     reader.start()
-    with _ended(process):
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(every)
-                break
-            look()
-    reader.join(_GRACE_SECONDS)
+    try:
+        with _ended(process):
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(every)
+                    break
+                look()
+    finally:
+        reader.join(_GRACE_SECONDS)
+        process.stderr.close()
     if process.returncode:
         raise UserError(f"{what}: {_failure(module, process.returncode, told)}")
 
