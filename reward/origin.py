@@ -14,7 +14,8 @@ from reward.verify import VERIFIERS
 
 _PACKAGE = Path(__file__).parent
 # A change in these files can change a reward.
-_CODE = [*sorted(_PACKAGE.glob("verif*")), _PACKAGE / "rewards.py", _PACKAGE / "model.py"]
+_FILES = ("verif*", "rewards.py", "functions.py", "model.py", "classifier.py", "ensemble.py")
+_CODE = [path for name in _FILES for path in sorted(_PACKAGE.glob(name))]
 
 
 def origin(reward: Reward, cache: Path) -> dict[str, Any]:

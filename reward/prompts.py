@@ -64,8 +64,9 @@ def read_prompts(
         key = key_of(prompt.prompt, prompt.tools)
         left_out["repeated"] += key in found
         asked = found.setdefault(key, Asked(prompt.prompt, prompt.tools, facts=facts_of(record)))
-        if prompt.reference is not None and prompt.reference not in asked.references:
-            asked.references.append(prompt.reference)
+        for reference in references_of(record):
+            if reference not in asked.references:
+                asked.references.append(reference)
         if len(found) == source.limit:
             break
     if left_out["unusable"] > max_bad_fraction * rows:
@@ -92,22 +93,30 @@ def check_format(name: str) -> None:
 
 
 def prompt_of(record: Record) -> Prompt:
-    """What the assistant is to answer: the turns before the last answer, which becomes the reference.
-
-    An answer that was only preferred to another, or rated, is no reference.
+    """What the assistant is to answer: the turns before the last answer.
 
     Raises:
         BadRow: when nobody has asked anything.
     """
-    reference: str | None = None
-    if isinstance(record, Conversation):
-        turns, reference = record.messages[:-1], record.messages[-1]["content"] or None
-    else:
-        turns = record.prompt
-        reference = record.reference if isinstance(record, Prompt) else None
+    turns = record.messages[:-1] if isinstance(record, Conversation) else record.prompt
     if turns[-1]["role"] not in ("user", "tool"):
         raise BadRow(f"before the answer is no turn of a user, but of {turns[-1]['role']!r}")
-    return Prompt(turns, reference, record.tools)
+    return Prompt(turns, None, record.tools)
+
+
+def references_of(record: Record) -> list[str]:
+    """The right answers that a record holds: a prompt's, or the last answer of a demonstration.
+
+    An answer that was only preferred to another, or rated, is none.
+    """
+    if isinstance(record, Conversation):
+        text = record.messages[-1]["content"]
+        return [text] if text.strip() else []
+    several: list[str] | None = getattr(record, "references", None)
+    if several is not None:
+        return several
+    single = record.reference if isinstance(record, Prompt) else None
+    return [] if single is None else [single]
 
 
 def facts_of(record: Record) -> Mapping[str, Any]:
