@@ -10,10 +10,10 @@ from typing import Any
 from conf.entry import UserError, plain
 from conf.passthrough import did_you_mean
 from conf.schema import Align, Probe, Reward, Source
-from evals.sample import prompt_of
 from reward import sources
 from reward.answers import Answer
 from reward.looks import FEWEST, LOOKS, Finding, Look, judge, read
+from reward.prompts import prompt_of
 from reward.readers import parse
 from reward.records import NORMALISERS, Prompt, detect
 from reward.rewards import check_reward

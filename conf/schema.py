@@ -413,9 +413,12 @@ class Pick(Enum):
 class Ranking(Sampling):
     """Completions drawn from a model (or read from a file of `evals.sample`), ranked by a reward."""
 
+    model: Model = field(default_factory=lambda: Model(path=""))  # none: only with `samples`
+    source: str = ""  # as above; with `samples` it only says what is known of their prompts
     samples: str | None = None  # file of completions; None: drawn first, into OUT.samples.jsonl
     reward: Reward = field(default_factory=Reward)
     pick: Pick = Pick.best
+    drop_cut: bool = False  # leave out completions that `max_new_tokens` cut off
     min_score: float | None = None  # pick=accept: least reward of a kept completion
     keep: int = 1  # pick=accept: most completions kept of a prompt
     pairing: str = "best_worst"  # pick=pairs: a method in reward.pairs.METHODS
