@@ -8,7 +8,7 @@ from evals import network
 from evals.generated import facts_of
 
 # Instructions whose checks cut text into sentences or words; the others count with regular expressions.
-_NEEDED_BY = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
+NEEDED_BY = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
 
 
 def spare_downloads() -> None:
@@ -48,4 +48,4 @@ def _needs(rows: Any, numbers: list[int]) -> bool:
     if {"instruction_id_list", "facts"}.isdisjoint(getattr(rows, "column_names", None) or ()):
         return False
     instructions = (facts_of(rows[number]).get("instruction_id_list") or [] for number in numbers)
-    return any(not _NEEDED_BY.isdisjoint(names) for names in instructions)
+    return any(not NEEDED_BY.isdisjoint(names) for names in instructions)

@@ -275,8 +275,11 @@ def _facts(row: Row, understood: set[str]) -> dict[str, Any]:
     else:
         further = {}
     rest = {key: value for key, value in row.items() if key not in understood}
-    found = {**further, **rest}
-    return {str(key): json_like(value) for key, value in found.items() if value is not None}
+    try:
+        found = json_like({**further, **rest})
+    except RecursionError as error:
+        raise BadRow("a column is nested too deeply") from error
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def json_like(value: Any) -> Any:

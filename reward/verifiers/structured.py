@@ -11,6 +11,7 @@ from reward.answers import Answer
 from reward.verifiers.aside import Aside, Unanswered
 
 _ASIDE = Aside("structured")  # a pattern in a schema can backtrack for ever
+_UNKNOWN_REF = "Unresolvable"  # in the name of the library's error
 
 
 def json_valid(answers: Sequence[Answer]) -> list[float]:
@@ -65,7 +66,11 @@ def _fits(answer: Answer, schema: dict[str, Any] | None) -> float:
     text = wanted if isinstance(wanted, str) else json.dumps(wanted)
     try:
         return float(_ASIDE.ask({"schema": text, "text": answer.text}))
-    except Unanswered:
+    except Unanswered as error:
+        if schema is not None and _UNKNOWN_REF in (error.problem or ""):
+            raise UserError(
+                f"json_schema: the schema has a $ref that leads out of it, and nothing is fetched: {error.problem}"
+            ) from error
         return math.nan
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.entry import UserError
+from conf.schema import Reward, Term
 from evals import metrics
 from evals.deltas import compare
 from evals.measures import corpus, overlap
@@ -309,6 +310,31 @@ def test_corpus_metrics_take_any_text(pairs: list[tuple[str, str]]) -> None:
         assert 0 <= found.value <= 100 + 1e-9
         parts = [value[0] for value in found.values if isinstance(value, tuple)]
         assert np.mean(parts) == pytest.approx(found.value, rel=1e-6, abs=1e-9)
+
+
+def test_a_metric_is_the_verifier_that_rewards() -> None:
+    from reward.rewards import open_reward
+
+    row: dict[str, Any] = {
+        "prompt": "Answer in JSON.",
+        "schema": {"type": "object"},
+        "instruction_id_list": ["detectable_format:json_format"],
+        "kwargs": [{}],
+    }
+    texts, rows = ['{"a": 1}', "[1]", "42", "{}"], [row, row, row, {}]
+    references = [['{"a": 1.0}'], ["[2]"], ["42.0"], []]
+    names = {metric.verifier: name for name, metric in METRICS.items() if metric.verifier}
+    assert set(names) == {"exact", "math", "json_valid", "json_exact", "json_schema", "ifeval"}
+    with open_reward(Reward({name: Term(name) for name in names})) as function:
+        cases = zip(texts, references, rows, strict=True)
+        rewards = function([Answer([], *case) for case in cases]).terms
+    for verifier, name in names.items():
+        values = measure(name, texts, references, rows).values
+        assert [math.nan if v is None else v for v in values] == pytest.approx(
+            rewards[str(verifier)], nan_ok=True
+        )
+        assert 0 in values
+        assert 1 in values
 
 
 def test_gaps_are_not_zeros() -> None:
