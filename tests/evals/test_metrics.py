@@ -321,8 +321,8 @@ def test_a_metric_is_the_verifier_that_rewards() -> None:
         "instruction_id_list": ["detectable_format:json_format"],
         "kwargs": [{}],
     }
-    texts, rows = ['{"a": 1}', "[1]", "42", "{}"], [row, row, row, {}]
-    references = [['{"a": 1.0}'], ["[2]"], ["42.0"], []]
+    texts, rows = ['{"a": 1}', "[2]", "42", "no", "{}"], [row, row, row, row, {}]
+    references = [['{"a": 1.0}'], ["[2]"], ["42.0"], ["7"], []]
     names = {metric.verifier: name for name, metric in METRICS.items() if metric.verifier}
     assert set(names) == {"exact", "math", "json_valid", "json_exact", "json_schema", "ifeval"}
     with open_reward(Reward({name: Term(name) for name in names})) as function:
