@@ -3,23 +3,16 @@
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from conf.entry import UserError, plain
-from conf.passthrough import did_you_mean
 from conf.schema import Align, Probe, Reward, Source
 from reward import sources
-from reward.answers import Answer
 from reward.looks import FEWEST, LOOKS, Finding, Look, judge, read
-from reward.prompts import prompt_of
-from reward.readers import parse
-from reward.records import NORMALISERS, Prompt, detect
-from reward.rewards import check_reward
-from reward.sources import open_rows
+from reward.prompts import Asked, key_of, prompt_of, read_prompts
+from reward.rewards import check_needs, check_reward
 from reward.store import canonical, fingerprint, source_key
-from reward.turns import BadRow, Row
 from reward.versions import Version
 
 _ROOT = Path(__file__).parent.parent
@@ -32,56 +25,14 @@ _CODE = [
 ]
 
 
-@dataclass(frozen=True)
-class Question:
-    """A prompt, and its row as it stands in the file: verifiers find there what they need."""
-
-    prompt: Prompt
-    row: Row
-
-    def answered(self, text: str, tokens: int, is_ended: bool) -> Answer:
-        """An answer to it, as rewards see it."""
-        known = self.prompt.reference
-        return Answer(
-            prompt=self.prompt.prompt,
-            text=text,
-            references=() if known is None else (known,),
-            facts=self.row,
-            tools=self.prompt.tools,
-            tokens=tokens,
-            is_ended=is_ended,
-        )
-
-
-def questions(source: Source) -> list[Question]:
+def questions(source: Source) -> list[Asked]:
     """The distinct prompts of a source, up to its limit.
 
     Raises:
         UserError: naming the first row that cannot be used: a probe is small enough to be right.
     """
-    where = "probe.prompts"
-    if source.format not in (*NORMALISERS, "auto"):
-        hint = did_you_mean(source.format, [*NORMALISERS, "auto"])
-        raise UserError(f"{where}.format: there is no format {source.format!r}.{hint}")
-    found: dict[str, Question] = {}
-    for place, raw in open_rows(source, where):
-        try:
-            row = parse(raw)
-            name = detect(row) if source.format == "auto" else source.format
-            record = NORMALISERS[name](row)
-            prompt = record if isinstance(record, Prompt) else prompt_of(record)
-        except BadRow as error:
-            if error.kind == "blank_line":
-                continue
-            raise UserError(f"{where}: {place}: {error}") from error
-        found.setdefault(_key(prompt), Question(prompt, row))
-        if len(found) == source.limit:
-            break
+    found, _ = read_prompts(source, "probe.prompts", 0.0)
     return list(found.values())
-
-
-def _key(prompt: Prompt) -> str:
-    return canonical([prompt.prompt, prompt.tools])
 
 
 def check_probe(config: Align, trained: dict[str, Version]) -> None:
@@ -118,13 +69,16 @@ def check_probe(config: Align, trained: dict[str, Version]) -> None:
         raise UserError(
             f"probe.prompts has {len(asked)} distinct prompts, and an interval over prompts needs {FEWEST} or more"
         )
+    for name in ("proxy", "gold"):
+        check_needs(getattr(probe, name), asked, f"probe.{name}")
     for stage, rows in trained.items():
         _check_apart(asked, rows, stage)
 
 
-def _check_apart(asked: list[Question], rows: Version, stage: str) -> None:
-    keys = {_key(question.prompt) for question in asked}
-    shared = sum(_key(prompt_of(record)) in keys for record in rows.records())
+def _check_apart(asked: list[Asked], rows: Version, stage: str) -> None:
+    keys = {key_of(one.prompt, one.tools) for one in asked}
+    trained = (prompt_of(record) for record in rows.records())
+    shared = sum(key_of(prompt.prompt, prompt.tools) in keys for prompt in trained)
     if shared:
         raise UserError(
             f"probe.prompts: {shared} of the rows that {stage} trains on have a prompt of the probe; "

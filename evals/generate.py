@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reward.prompts import Asked
 from reward.records import Prompt
 from reward.store import content_key
 
@@ -22,7 +23,7 @@ class Completion:
     finish: str  # "eos": the model ended it; "length": it was cut off
 
 
-def seed_of(seed: int, prompt: Prompt, index: int) -> int:
+def seed_of(seed: int, prompt: Prompt | Asked, index: int) -> int:
     """The seed of a prompt's `index`-th completion, in 64 bits."""
     return int(content_key([seed, prompt.prompt, prompt.tools, index]), 16)
 
@@ -68,7 +69,7 @@ class Generator:
         """Tokens that the model can see, where its configuration tells."""
         return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt | Asked) -> list[int]:
         """The token ids of a prompt, up to where the assistant is to speak."""
         encoded = self._tokenizer.apply_chat_template(
             prompt.prompt,

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reward.records import Prompt
 from reward.turns import Message
 
 
@@ -24,24 +23,3 @@ class Answer:
 
 # Scores of answers, higher is better. NaN: nothing can be said of this one, which is never a zero.
 Scoring = Callable[[Sequence[Answer]], list[float]]
-
-
-def answers_of(
-    prompt: Prompt,
-    texts: Sequence[str],
-    tokens: Sequence[int | None] | None = None,
-    is_ended: Sequence[bool | None] | None = None,
-) -> list[Answer]:
-    """What was written after a prompt, as answers to it.
-
-    Args:
-        prompt: with its references and facts.
-        texts: (n,) completions.
-        tokens: (n,) their lengths, where they are known.
-        is_ended: (n,) whether the model ended each by itself, where that is known.
-    """
-    unknown = [None] * len(texts)
-    return [
-        Answer(prompt.prompt, text, prompt.references, prompt.facts, prompt.tools, count, end)
-        for text, count, end in zip(texts, tokens or unknown, is_ended or unknown, strict=True)
-    ]

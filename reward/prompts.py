@@ -8,6 +8,7 @@ from typing import Any
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
 from conf.schema import Source
+from reward.answers import Answer
 from reward.readers import parse
 from reward.records import NORMALISERS, Conversation, Prompt, Record, detect
 from reward.sources import open_rows
@@ -23,6 +24,20 @@ class Asked:
     tools: list[Any] | None = None
     references: list[str] = field(default_factory=list)  # each text once; any of them is right
     facts: Mapping[str, Any] = field(default_factory=dict)  # further columns, of the first row
+
+    def answered(
+        self, text: str, tokens: int | None = None, is_ended: bool | None = None
+    ) -> Answer:
+        """What somebody wrote after it, as a reward sees it.
+
+        Args:
+            text: of the completion.
+            tokens: its length, where it is known.
+            is_ended: whether the model ended it by itself, where that is known.
+        """
+        return Answer(
+            self.prompt, text, tuple(self.references), self.facts, self.tools, tokens, is_ended
+        )
 
 
 def key_of(prompt: list[Message], tools: list[Any] | None) -> str:
@@ -71,11 +86,11 @@ def read_prompts(
             break
     if left_out["unusable"] > max_bad_fraction * rows:
         raise UserError(
-            f"{left_out['unusable']} of {rows} rows cannot be used, more than max_bad_fraction="
+            f"{where}: {left_out['unusable']} of {rows} rows cannot be used, more than max_bad_fraction="
             f"{max_bad_fraction} allows; the first: {first}"
         )
     if not found:
-        raise UserError(f"source={source.source!r} has no rows")
+        raise UserError(f"{where}: source={source.source!r} has no rows")
     return found, left_out
 
 
@@ -112,13 +127,9 @@ def references_of(record: Record) -> list[str]:
     if isinstance(record, Conversation):
         text = record.messages[-1]["content"]
         return [text] if text.strip() else []
-    several: list[str] | None = getattr(record, "references", None)
-    if several is not None:
-        return several
-    single = record.reference if isinstance(record, Prompt) else None
-    return [] if single is None else [single]
+    return record.references if isinstance(record, Prompt) else []
 
 
 def facts_of(record: Record) -> Mapping[str, Any]:
     """The further columns of a record's row, where its format keeps them."""
-    return getattr(record, "facts", None) or {}
+    return record.facts if isinstance(record, Prompt) else {}

@@ -160,32 +160,14 @@ def _known_prompts(config: Ranking) -> "Mapping[str, Asked] | None":
         UserError: when a verifier needs what no prompt comes with.
     """
     from reward.prompts import read_prompts
-    from reward.verify import VERIFIERS
+    from reward.rewards import check_needs
 
     known = None
     if config.source:
         known, _ = read_prompts(config, "rank", config.max_bad_fraction)
-    for name, term in config.reward.terms.items():
-        needs = VERIFIERS[term.kind].needs if term.kind in VERIFIERS else None
-        if needs is None or any(key.startswith(needs) for key in term.args):
-            continue
-        if not any(_has(asked, needs) for asked in (known or {}).values()):
-            where = (
-                f"no row of {config.source} has" if config.source else "samples alone do not have"
-            )
-            raise UserError(
-                f"reward.terms.{name} ({term.kind}) needs {needs}, which {where}: give a source= with "
-                + (
-                    "a reference, an answer or demonstrations"
-                    if needs == "references"
-                    else f"a column {needs!r}"
-                )
-            )
+    where = config.source or "samples without their source="
+    check_needs(config.reward, (known or {}).values(), where)
     return known
-
-
-def _has(asked: "Asked", needs: str) -> bool:
-    return bool(asked.references) if needs == "references" else asked.facts.get(needs) is not None
 
 
 def _samples(config: Ranking, known: "Mapping[str, Asked] | None") -> Path:

@@ -14,6 +14,7 @@ from conf.schema import Dtype, Reward, Scorer, Term
 from reward import functions, verify
 from reward.answers import Answer, Scoring
 from reward.functions import Function
+from reward.prompts import Asked
 from reward.records import Prompt
 from reward.turns import make_turn
 from reward.verifiers import aside
@@ -99,7 +100,7 @@ def check_reward(reward: Reward, where: str) -> None:
             verify.check_options(term.kind, term.args, f"{place}.args")
 
 
-def check_needs(reward: Reward, prompts: Iterable[Prompt], where: str) -> None:
+def check_needs(reward: Reward, prompts: Iterable[Prompt | Asked], where: str) -> None:
     """Refuse prompts of which none has what a verifier needs: it could say nothing of any answer.
 
     Raises:

@@ -44,16 +44,9 @@ class Sample:
 
     def answers(self) -> list[Answer]:
         """The completions as rewards see them."""
-        asked = self.asked
         return [
-            Answer(
-                prompt=asked.prompt,
-                text=item.text,
-                references=tuple(asked.references),
-                facts=asked.facts,
-                tools=asked.tools,
-                tokens=item.tokens,
-                is_ended=None if item.finish is None else not item.is_cut,
+            self.asked.answered(
+                item.text, item.tokens, None if item.finish is None else not item.is_cut
             )
             for item in self.completions
         ]

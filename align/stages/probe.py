@@ -140,13 +140,13 @@ class Watch:
         """Completions of every prompt, whether the model ended them, and their texts."""
         probe = self.probe
         generator = Generator(model, tokenizer, probe.temperature, 1.0, probe.max_new_tokens)
-        prompts = [generator.encode(question.prompt) for question in self._questions]
+        prompts = [generator.encode(question) for question in self._questions]
         _check_fit(max(map(len, prompts)), probe.max_new_tokens, generator.context)
         work = [(place, index) for place in range(len(prompts)) for index in range(probe.n)]
         said = []
         for start in range(0, len(work), probe.batch_size):
             batch = work[start : start + probe.batch_size]
-            seeds = [seed_of(probe.seed, self._questions[p].prompt, index) for p, index in batch]
+            seeds = [seed_of(probe.seed, self._questions[p], index) for p, index in batch]
             ids = generator.tokens([prompts[place] for place, _ in batch], seeds)
             said += [Said(p, prompts[p], row) for (p, _), row in zip(batch, ids, strict=True)]
         found = [generator.completion(one.completion) for one in said]

@@ -129,10 +129,10 @@ def test_kl_is_that_of_the_saved_model_token_by_token(tiny_model: Path, tmp_path
     start = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     generator = Generator(policy, tokenizer, 0.7, 1.0, probe.max_new_tokens)
     for place, question in enumerate(questions(probe.prompts)):
-        prompt = generator.encode(question.prompt)
+        prompt = generator.encode(question)
         divergences, lengths = [], []
         for index in range(probe.n):
-            (said,) = generator.tokens([prompt], [seed_of(probe.seed, question.prompt, index)])
+            (said,) = generator.tokens([prompt], [seed_of(probe.seed, question, index)])
             total = 0.0
             for number, token in enumerate(said):
                 seen = torch.tensor([prompt + said[:number]])

@@ -13,7 +13,8 @@ import pytest
 
 from conf.entry import UserError
 from conf.schema import Reward, Term
-from reward.answers import Answer, answers_of
+from reward.answers import Answer
+from reward.prompts import Asked
 from reward.records import Prompt
 from reward.rewards import Worth, check_needs, check_reward, open_reward
 
@@ -106,15 +107,11 @@ def test_prompts_without_what_a_verifier_needs_are_refused() -> None:
     check_needs(reward_of(shape=Term("json_schema", 1.0, {"schema": {}})), [bare], "prompts")
 
 
-def test_answers_of_a_prompt() -> None:
-    prompt = Prompt(ASK, "4", facts={"unit": "kg"})
-    found = answers_of(prompt, ["4", "5"], tokens=[1, 2])
-    assert found == [
-        Answer(ASK, "4", ["4"], {"unit": "kg"}, None, 1),
-        Answer(ASK, "5", ["4"], {"unit": "kg"}, None, 2),
-    ]
+def test_answers_to_a_prompt() -> None:
+    asked = Asked(ASK, references=["4"], facts={"unit": "kg"})
+    assert asked.answered("5", 2, False) == Answer(ASK, "5", ("4",), {"unit": "kg"}, None, 2, False)
     several = Prompt(ASK, facts={"references": ["4", "four", ""]})
-    assert answers_of(several, ["4"])[0].references == ["4", "four"]
+    assert several.references == ["4", "four"]
 
 
 # --- Functions of the user's own ------------------------------------------------------------------
