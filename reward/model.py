@@ -111,6 +111,10 @@ class RewardModel:
                 scores[place] = score
         return scores
 
+    def score_tokens(self, rows: list[list[int]]) -> list[float]:
+        """The scores of conversations of which the tokens are known, as one batch."""
+        return self._forward(rows)
+
     def _forward(self, rows: list[list[int]]) -> list[float]:
         """The scores of one batch."""
         import torch
