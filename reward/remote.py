@@ -61,7 +61,15 @@ class RemoteModel:
         self._connections = connections
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(headers=headers, timeout=timeout)
-        about = self._answer("GET", "/info", None, retries)
+        try:
+            self._meet(rows, expected)
+        except BaseException:
+            self.close()
+            raise
+
+    def _meet(self, rows: int, expected: str | None) -> None:
+        """Learn which model it is, and what it takes."""
+        about = self._answer("GET", "/info", None)
         try:
             limits, self.model = about["limits"], dict(about["model"])
             self._rows = min(rows, int(limits["max_rows"]))
@@ -128,7 +136,7 @@ class RemoteModel:
         """The scores of the rows of one request; in halves if they take the server too long."""
         body = b'{"rows":[' + b",".join(bodies[place] for place in places) + b"]}"
         try:
-            reply = self._answer("POST", "/score", body, self._retries)
+            reply = self._answer("POST", "/score", body)
         except _TooSlow as error:
             if len(places) == 1:
                 raise UserError(
@@ -160,7 +168,7 @@ class RemoteModel:
             raise self._rubbish("not every score is a number or null")
         return [math.nan if score is None else float(score) for score in scores]
 
-    def _answer(self, method: str, path: str, body: bytes | None, retries: int) -> dict[str, Any]:
+    def _answer(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
         """The JSON object of a reply, after as many attempts as it takes.
 
         Raises:
@@ -169,7 +177,7 @@ class RemoteModel:
             UserError: when no request would have an answer.
         """
         headers = {"Content-Type": "application/json"}
-        for attempt in range(retries + 1):
+        for attempt in range(self._retries + 1):
             wanted = 0.0
             try:
                 reply = self._client.request(
@@ -184,7 +192,7 @@ class RemoteModel:
                     return self._object(reply)
                 reason = self._reason(reply)
                 wanted = retry_after(reply.headers)
-            if attempt < retries:
+            if attempt < self._retries:
                 pause = self._pause * 2**attempt * random.uniform(0.5, 1.5)
                 time.sleep(min(_LONGEST_PAUSE, max(pause, wanted)))
         raise UserError(

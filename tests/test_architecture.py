@@ -90,6 +90,8 @@ def loaded_after(*argv: str) -> tuple[set[str], int]:
         (("evals.judge", "--help"), 0),
         (("evals.winrate", "--help"), 0),
         (("reward.score", "--help"), 0),
+        (("reward.serve", "--help"), 0),
+        (("reward.serve", "model.path=x", "max_rows=0"), 2),
         (("align", "+experiment=demo", "--cfg", "job"), 0),
         (("align", "+experiment=demoo"), 2),
         (("align", "+experiment=demo", "dpo.args.betta=1"), 2),

@@ -54,7 +54,7 @@ class RowError(Exception):
         self.is_senders = is_senders
 
 
-@dataclass
+@dataclass(eq=False)
 class _Request:
     scores: list[float]
     left: int  # rows without a score
@@ -110,6 +110,9 @@ class Batcher:
         self._meters = meters
         self._on_end = on_end
         self._queue: deque[_Item] = deque()
+        self._open: dict[
+            Future[list[float]], _Request
+        ] = {}  # queued, or in the batch that is scored
         self._changed = threading.Condition()
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
@@ -149,16 +152,18 @@ class Batcher:
                 raise NotReady("stopping" if self._is_closing else self.state)
             if len(self._queue) + len(rows) > self._max_queue:
                 raise Full
+            self._open[request.future] = request
             self._queue.extend(items)
             self._changed.notify()
         request.future.add_done_callback(self._forget)
         return request.future
 
     def _forget(self, future: Future[list[float]]) -> None:
-        """Take the rows of a request that was given up out of the queue."""
-        if not future.cancelled() and not future.exception():
-            return
+        """Let go of a request; the rows of one that was given up leave the queue."""
         with self._changed:
+            self._open.pop(future, None)
+            if not future.cancelled() and not future.exception():
+                return
             kept = [item for item in self._queue if item.request.future is not future]
             self._meters.rows.labels("dropped").inc(len(self._queue) - len(kept))
             self._queue = deque(kept)
@@ -177,8 +182,8 @@ class Batcher:
             self.state = "failed"
         finally:
             with self._changed:
-                left, self._queue = self._queue, deque()
-            for request in {id(item.request): item.request for item in left}.values():
+                left = list(self._open.values())
+            for request in left:
                 request.fail(NotReady(self.state))
             self._on_end()
 
