@@ -17,7 +17,9 @@ import httpx
 import numpy as np
 from bench_duplicates import processor
 
-_WORDS = "the model says that a long answer is not always better".split()  # noqa: SIM905
+_WORDS = (  # noqa: SIM905
+    "the model says that a long answer is not always a better one and we ask why it is so"
+).split()
 _ONE_ROW = 1  # batch_tokens: a longer row is scored alone
 
 
