@@ -227,6 +227,21 @@ class Scorer:
 
 
 @dataclass
+class Serving:
+    """A reward model behind HTTP, and what it may be asked."""
+
+    model: Scorer = field(default_factory=Scorer)
+    host: str = "127.0.0.1"  # 0.0.0.0: every address of this machine
+    port: int = 8700  # 0: any free one
+    api_key_env: str | None = None  # environment variable with the key that clients must send
+    max_wait_ms: float = 5.0  # that a row waits for others, to be scored together
+    max_rows: int = 256  # of a request
+    max_queue: int = 4096  # rows that may wait; further requests are told to come again
+    max_body_bytes: int = 8 * 2**20  # of a request
+    timeout: float = 60.0  # seconds from a request's head to its scores
+
+
+@dataclass
 class Text:
     """Held-out text whose likelihood is measured."""
 

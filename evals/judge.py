@@ -76,7 +76,7 @@ def order_facts(found: list[dict[str, str | None]]) -> dict[str, Any]:
 
 
 def by_reward_model(model: Any, matches: list[Match]) -> Sitting:
-    """Judge with a `reward.model.RewardModel`: the preference is the logistic of the difference of the scores.
+    """Judge with a reward model: the preference is the logistic of the difference of the scores.
 
     That is the Bradley–Terry probability on which such a model is trained. A conversation that is longer than the model
     can see has no score: a gap.
@@ -192,9 +192,9 @@ def _check_judge(given: argparse.Namespace) -> None:
 def _sit(given: argparse.Namespace, matches: list[Match]) -> tuple[str, Sitting]:
     """The judge's name and what it said."""
     if given.reward_model is not None:
-        from reward.model import RewardModel
+        from reward.ensemble import open_model
 
-        model = RewardModel.load(
+        model = open_model(
             given.reward_model, batch_tokens=given.batch_tokens, max_length=given.max_length
         )
         return given.reward_model, by_reward_model(model, matches)
@@ -226,7 +226,11 @@ def parser() -> argparse.ArgumentParser:
     add("answers", metavar="ANSWERS", help="answers of the model to the same prompts")
     add("out", metavar="OUT.jsonl", type=Path, help="judgements, for python -m evals.winrate")
     add("--names", nargs=2, metavar=("BASELINE", "MODEL"), help="default: from the files")
-    add("--reward-model", metavar="PATH", help="judge with a reward model: folder or hub id")
+    add(
+        "--reward-model",
+        metavar="PATH",
+        help="judge with a reward model: folder, hub id, or http(s)://HOST:PORT",
+    )
     add(
         "--batch-tokens",
         type=at_least_one,

@@ -7,7 +7,6 @@ The combinations are those of Coste et al. 2023 (arXiv:2310.02743): `mean`; `min
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -137,7 +136,7 @@ def open_models(
     """
     check(combine, k, len(paths))
     known = None if scales is None else read_scales(Path(scales))
-    members: list[tuple[str, Member]] = [(path, _open(path, options)) for path in paths]
+    members = [(path, open_model(path, **options)) for path in paths]
     return Ensemble(members, combine, k, known)
 
 
@@ -163,11 +162,21 @@ def is_remote(path: str) -> bool:
     return path.startswith(("http://", "https://"))
 
 
-def _open(path: str, options: Mapping[str, Any]) -> Member:
-    if not is_remote(path):
-        return RewardModel.load(path, **options)
-    member: Member = import_module("reward.remote").RemoteModel(path)
-    return member
+def open_model(path: str, **options: Any) -> Member:
+    """A reward model in this process, or behind a server where `path` is its address.
+
+    Args:
+        path: a folder, an adapter, a hub id, or `http(s)://HOST:PORT`.
+        options: of `RewardModel.load`; a server has its own.
+
+    Raises:
+        UserError: when it cannot be opened.
+    """
+    if is_remote(path):
+        from reward.remote import RemoteModel
+
+        return RemoteModel(path)
+    return RewardModel.load(path, **options)
 
 
 def read_scales(path: Path) -> dict[str, Scale]:

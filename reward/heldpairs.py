@@ -17,7 +17,6 @@ from reward.turns import Message
 from reward.versions import Version
 
 if TYPE_CHECKING:
-    from reward.model import RewardModel
     from reward.ordering import Pairs
 
 _NO_SUBSET = "(none)"  # of a row without a value
@@ -104,22 +103,17 @@ def _found(
     return [found[number] for number in numbers]
 
 
-def open_model(scorer: Scorer) -> "RewardModel":
-    """The reward model that a configuration names."""
-    from reward.model import RewardModel
+def score(scorer: Scorer, records: Sequence[Preference]) -> Scores:
+    """Score both answers of every pair; the model is freed at the end."""
+    from reward.ensemble import open_model
 
-    return RewardModel.load(
+    model: Any = open_model(
         scorer.path,
         revision=scorer.revision,
         dtype=scorer.dtype.value,
         batch_tokens=scorer.batch_tokens,
         max_length=scorer.max_length,
     )
-
-
-def score(scorer: Scorer, records: Sequence[Preference]) -> Scores:
-    """Score both answers of every pair; the model is freed at the end."""
-    model = open_model(scorer)
     prompts = [record.prompt for record in records for _ in range(2)]
     answers = [side for record in records for side in (record.chosen, record.rejected)]
     tools = [record.tools for record in records for _ in range(2)]

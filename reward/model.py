@@ -124,12 +124,18 @@ class RewardModel:
         fitting = {place: len(row) for place, row in enumerate(ids) if len(row) <= limit}
         scores = [math.nan] * len(ids)
         for places in batches(fitting, self._batch_tokens):
-            for place, score in zip(places, self._forward([ids[p] for p in places]), strict=True):
+            for place, score in zip(
+                places, self.score_tokens([ids[p] for p in places]), strict=True
+            ):
                 scores[place] = score
         return scores
 
-    def _forward(self, rows: list[list[int]]) -> list[float]:
-        """The scores of one batch."""
+    def score_tokens(self, rows: list[list[int]]) -> list[float]:
+        """The scores of one batch of token ids, see `tokenize`.
+
+        Raises:
+            UserError: when the model gives a number that is not finite.
+        """
         import torch
 
         width = max(map(len, rows))

@@ -152,33 +152,22 @@ def _scoring(name: str, term: Term) -> Scoring:
 
 
 def _model(path: str | list[str], combine: str = "mean", k: float = 1.0, **options: Any) -> Scoring:
-    model: Any
-    if isinstance(path, list):
-        from reward.ensemble import open_models
+    from reward.ensemble import open_model, open_models
 
-        model = open_models(path, combine, k, **options)
-    elif _is_served(path):
-        from reward.remote import RemoteModel
-
-        model = RemoteModel(path)
-    else:
-        from reward.model import RewardModel
-
-        model = RewardModel.load(path, **options)
+    model = (
+        open_model(path, **options)
+        if isinstance(path, str)
+        else open_models(path, combine, k, **options)
+    )
 
     def score(answers: Sequence[Answer]) -> list[float]:
-        scores: list[float] = model.score(
+        return model.score(
             [answer.prompt for answer in answers],
             [[make_turn("assistant", answer.text)] for answer in answers],
             [answer.tools for answer in answers],
         )
-        return scores
 
     return score
-
-
-def _is_served(path: str) -> bool:
-    return path.startswith(("http://", "https://"))
 
 
 def _check_kind(kind: str, where: str) -> None:
@@ -190,6 +179,8 @@ def _check_kind(kind: str, where: str) -> None:
 
 
 def _check_model(options: Mapping[str, Any], where: str) -> None:
+    from reward.ensemble import is_remote
+
     verify.check_names(options, _MODEL_OPTIONS, where)
     path = options["path"]
     paths = path if isinstance(path, list) else [path]
@@ -200,10 +191,8 @@ def _check_model(options: Mapping[str, Any], where: str) -> None:
     of_several = sorted({"combine", "k"} & options.keys())
     if of_several and not isinstance(path, list):
         raise UserError(f"{where}.{of_several[0]} is of several models: give `path` a list")
-    if any(map(_is_served, paths)) and (isinstance(path, list) or len(options) > 1):
-        raise UserError(
-            f"{where}: a model that is served at an address stands alone, and its options are set where it is served"
-        )
+    if isinstance(path, str) and is_remote(path) and len(options) > 1:
+        raise UserError(f"{where}: the options of a model at an address are set where it is served")
     names = [item.value for item in Dtype]
     if (dtype := options.get("dtype", Scorer.dtype.value)) not in names:
         raise UserError(f"{where}.dtype={dtype!r} must be one of {', '.join(names)}")

@@ -2,13 +2,12 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
-from reward import sandbox
 
 
 @dataclass(frozen=True)
@@ -16,22 +15,19 @@ class Verifier:
     """A way to check an answer.
 
     `function` is "module:function" in reward.verifiers: (answers, *, options) → a score for each answer, NaN where
-    nothing can be said. It checks its options first, so that a call without answers is a check of them. `needs` names
+    nothing can be said. It checks its options first, and whether it can run
+    here, so that a call without answers is a check of both. `needs` names
     what an answer must come with, unless an option of that name is set: "references", or a column of its prompt's row.
     """
 
     function: str
     needs: str | None = None
     library: str | None = None  # package whose version decides the score
-    check: Callable[[str], None] | None = (
-        None  # refuses, before anything is loaded, what cannot run here
-    )
 
 
 VERIFIERS = {
     "exact": Verifier("words:exact", "references"),
-    # tests in `tests`, `test` or `inputs`, so no one column is what it needs
-    "code": Verifier("code:code", check=sandbox.check),
+    "code": Verifier("code:code"),  # tests in one of several columns, so it needs no certain one
     "regex": Verifier("words:regex"),
     "math": Verifier("maths:equivalent", "references", "math-verify"),
     "json_valid": Verifier("structured:json_valid"),
@@ -42,22 +38,6 @@ VERIFIERS = {
     "format": Verifier("shaping:layout"),
     "ended": Verifier("shaping:ended"),
 }
-
-
-def check(names: Iterable[str], where: str) -> None:
-    """Refuse a name that no verifier has, and a verifier that cannot run here.
-
-    Raises:
-        UserError: with the nearest name and the list, or with what is missing.
-    """
-    for name in names:
-        if name not in VERIFIERS:
-            hint = did_you_mean(name, VERIFIERS)
-            raise UserError(
-                f"{where}: there is no verifier {name!r}.{hint} There are: {', '.join(VERIFIERS)}"
-            )
-        if refuse := VERIFIERS[name].check:
-            refuse(where)
 
 
 def load(name: str) -> Callable[..., list[float]]:

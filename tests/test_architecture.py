@@ -113,6 +113,8 @@ def loaded_after(*argv: str) -> tuple[set[str], int]:
         (("evals", "model.path=owner/name", "suite=forgetting_offline", "suite.tasks=[piqua]"), 2),
         (("evals.compare", "absent", "absent"), 2),
         (("evals.report", "absent", "--out", "x"), 2),
+        (("reward.serve", "--help"), 0),
+        (("reward.serve", "model.path=x", "max_rows=0"), 2),
         (("evals.judge", "absent", "absent", "x"), 2),
         (("evals.sample", "model.path=x", "source=demo:held_out", "out=x.jsonl", "n=0"), 2),
     ],
