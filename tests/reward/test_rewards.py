@@ -79,7 +79,7 @@ def test_no_answers_are_worth_nothing() -> None:
         (Term("model", 1.0, {"path": "a/b", "dtype": "float31"}), "dtype='float31' must be one of"),
         (Term("model", 1.0, {"path": "a/b", "combine": "min"}), "combine is of several models"),
         (Term("model", 1.0, {"path": "a/b", "max_length": 0}), "max_length=0 must be a whole"),
-        (Term("model", 1.0, {"path": ["a/b", "http://x"]}), "stands alone"),
+        (Term("model", 1.0, {"path": "http://x", "dtype": "bfloat16"}), "set where it is served"),
         (Term("function", 1.0, {}), "needs function"),
         (Term("function", 1.0, {"function": "os.system"}), "must be a module and a function in it"),
         (Term("function", 1.0, {"function": "os:system"}), "ALIGN_REWARD_MODULES=os before it"),
