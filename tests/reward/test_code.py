@@ -142,7 +142,8 @@ def test_it_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv(sandbox.SWITCH)
     reward = Reward(terms={"tests": Term(kind="code")})
     with pytest.raises(
-        UserError, match=r"terms\.tests\.kind runs programs .* set HF_ALLOW_CODE_EVAL=1"
+        UserError,
+        match=r"terms\.tests\.args: the verifier code runs programs .* set HF_ALLOW_CODE_EVAL=1",
     ):
         check_reward(reward, "reward")
     with pytest.raises(UserError, match="HF_ALLOW_CODE_EVAL"):

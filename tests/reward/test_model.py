@@ -74,10 +74,10 @@ def test_scores_do_not_depend_on_the_batch(
     long = [turn("assistant", "word " * 120)]
     prompts, completions = [*PROMPTS * 3, PROMPTS[0]], [*COMPLETIONS * 3, long]
     model = RewardModel.load(str(folder), batch_tokens=batch_tokens)
-    shapes, forward = [], model._forward
+    shapes, forward = [], model.score_tokens
     monkeypatch.setattr(
         model,
-        "_forward",
+        "score_tokens",
         lambda rows: shapes.append((len(rows), max(map(len, rows)))) or forward(rows),
     )
     scores = model.score(prompts, completions)
