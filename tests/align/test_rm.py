@@ -449,6 +449,7 @@ def test_an_sft_policy_becomes_a_reward_model_with_a_report(
         *("sft.data.source=demo:demonstrations", "sft.data.limit=8", "+sft.args.max_steps=1"),
         *("rm.data.source=demo:preferences", "rm.data.limit=16", "rm.eval_data.limit=16"),
         *("rm.eval_data.source=demo:preferences", "rm.data.max_bad_fraction=1"),
+        "rm.args.bf16=false",  # in bfloat16 a random model's scores are full of ties
         "evaluation.objective=rewards/rm/accuracy",
     ]
 
@@ -472,8 +473,8 @@ def test_an_sft_policy_becomes_a_reward_model_with_a_report(
     kept = record.parent / "rewards" / "rm"
     report = read_json(kept / "report.json")
     assert report["accuracy"]["value"] == figures["accuracy"]
-    ranked = stages["rm"]["metrics"]["eval_accuracy"]  # the trainer's, in bfloat16
-    assert figures["accuracy"] == pytest.approx(ranked, abs=0.2)
+    ranked = stages["rm"]["metrics"]["eval_accuracy"]
+    assert figures["accuracy"] == pytest.approx(ranked, abs=1 / 16)  # one near tie may turn
     assert (kept / "pairs.jsonl").is_file()
     site = tmp_path / "report" / "rm_smollm2"
     (page,) = (site / "rewards").glob("*.html")
