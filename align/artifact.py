@@ -54,7 +54,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Where a folder came from. `metrics` are the trainer's last values, `seconds` the stage's wall time."""
+    """Where a folder came from.
+
+    `metrics` are the trainer's last values, `seconds` the stage's wall time, `rescored` how well the saved reward model
+    gives the trainer's scores again.
+    """
 
     stage: str
     key: str
@@ -65,6 +69,7 @@ class Manifest:
     parameters: dict[str, int]
     seconds: float
     provenance: dict[str, Any]
+    rescored: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":

@@ -27,22 +27,24 @@ from reward.weights import is_local
 
 @dataclass(frozen=True)
 class StageKind:
-    """A kind of stage: where its code is, what data it takes, and whether a later stage may start from its result.
-
-    `is_probed` where it moves a policy toward a preference, which can be overdone.
-    """
+    """A kind of stage: where its code is, what data it takes, and whether a later stage may start from its result."""
 
     run: str
     data: str
     makes_policy: bool
-    is_probed: bool = False
+    is_probed: bool = False  # it moves a policy toward a preference, which can be overdone
+    check: str | None = None  # program that looks at the result, in a fresh process
 
 
 STAGES = {
     "sft": StageKind("align.stages.sft:run", "sft", makes_policy=True),
-    "rm": StageKind("align.stages.rm:run", "preference", makes_policy=False),
+    "rm": StageKind(
+        "align.stages.rm:run", "preference", makes_policy=False, check="align.stages.rescore"
+    ),
     "dpo": StageKind("align.stages.dpo:run", "preference", makes_policy=True, is_probed=True),
 }
+
+ACCURACY = "rewards/rm/accuracy"  # the objective of a sweep over reward models
 
 # Trainer arguments that change how a stage is watched, not what it makes.
 NOT_READ = frozenset(
@@ -65,6 +67,8 @@ NOT_READ = frozenset(
 _HERE = Path(__file__).parent
 _REWARD = _HERE.parent / "reward"
 _EVALS = _HERE.parent / "evals"
+# What a kind of stage reads besides the code of all stages.
+_FURTHER_CODE = {"rm": (_HERE / "stages" / "rescore.py", _REWARD / "model.py")}
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,7 @@ def _job(
                 _HERE / "stages" / "common.py",
                 *(_REWARD / f"{module}.py" for module in ("versions", "records", "turns")),
                 *(_EVALS / f"{module}.py" for module in ("gguf", "models")),
+                *_FURTHER_CODE.get(name, ()),
             ),
             "versions": versions(*libraries, *(["deepspeed"] if config.deepspeed else [])),
             **({"probe": identity_of_probe(probe, root / "cache")} if probe else {}),
@@ -257,6 +262,12 @@ def _check_template(config: Align, plan: Plan) -> None:
 def _check_objective(config: Align) -> None:
     wanted = config.evaluation.objective
     suites = config.evaluation.suites
+    if wanted == ACCURACY:
+        if "rm" not in config.stages or config.rm.eval_data is None:
+            raise UserError(
+                f"evaluation.objective={wanted!r} needs the rm stage, and rm.eval_data to measure it on"
+            )
+        return
     if wanted and (wanted.count("/") != 2 or wanted.split("/")[0] not in suites):
         raise UserError(
             f"evaluation.objective={wanted!r} must be SUITE/TASK/METRIC with a suite of this "

@@ -15,12 +15,15 @@ from typing import Any
 from align import launch
 from align.artifact import Job, Manifest
 from align.gate import pass_gate, suites_index
-from align.plan import STAGES, Plan, make_plan, preflight
+from align.plan import ACCURACY, STAGES, Plan, make_plan, preflight
 from align.probe import Alarm, finding_of
+from align.ratings import rate
 from align.stages.common import METRICS
+from align.stages.rescore import RESCORE
 from conf.entry import UserError, plain
 from conf.schema import Align
 from evals.deltas import compare
+from evals.rated import FOLDER, PAGE, PAIRS, REPORT, main_figures, rated_text
 from evals.report import build_report, leaderboard_rows
 from evals.results import EvalResult
 from evals.site.card import write_card
@@ -29,7 +32,15 @@ from evals.site.curves import metrics_file
 from evals.track import Tracker, redact
 from evals.worker import request_to_json
 from reward.looks import LOOKS
-from reward.store import MANIFEST, build_once, content_key, is_complete, read_json, write_json
+from reward.store import (
+    MANIFEST,
+    build_once,
+    content_key,
+    fingerprint,
+    is_complete,
+    read_json,
+    write_json,
+)
 from reward.versions import AUDIT
 
 # Overrides that say which run this is or where it goes, not which arm of the experiment.
@@ -55,8 +66,9 @@ def run(config: Align, overrides: list[str]) -> float | None:
     stages = [experiment.train(job) for job in plan.jobs]
     if config.launch.node_rank > 0:
         return None  # machine 0 evaluates
+    rewards = experiment.rate()
     results = experiment.evaluate()
-    experiment.record(stages, results, started)
+    experiment.record(stages, results, rewards, started)
     runs = Path(config.paths.root) / "runs" / config.name
     page = build_report(runs, Path(config.paths.root) / "report" / config.name)
     experiment.tracker.leaderboard(leaderboard_rows(runs))
@@ -65,8 +77,10 @@ def run(config: Align, overrides: list[str]) -> float | None:
     for job in plan.jobs:
         if finding := finding_of(job.out):
             print(f"{job.stage:10} {finding.verdict}: {finding.sentence()}")
+    for figures in rewards.values():
+        print(f"reward model: {rated_text(figures)}")
     print(page.resolve())
-    return _objective(results, config, plan)
+    return _objective(results, rewards, config, plan)
 
 
 def _plan_text(plan: Plan, root: Path) -> str:
@@ -153,6 +167,7 @@ class _Run:
             "method": job.peft.method if job.peft.method != "none" else "full",
             "parameters": manifest.parameters,
             **({"overoptimization": finding.to_json()} if finding else {}),
+            "rescored": manifest.rescored,
         }
 
     def _train_once(self, job: Job, partial: Path) -> dict[str, Any]:
@@ -168,10 +183,20 @@ class _Run:
 
             self._start(job, partial, mirror)
             manifest: dict[str, Any] = read_json(partial / MANIFEST)
+            if program := STAGES[job.stage].check:
+                manifest["rescored"] = self._check(program, job, partial)
             live.summarise(manifest["metrics"] | {"key": job.key})
             if finding := finding_of(partial):
                 live.summarise({"probe/finding": finding.verdict, "probe/told": finding.sentence()})
         return manifest
+
+    def _check(self, program: str, job: Job, partial: Path) -> dict[str, Any]:
+        """What a fresh process finds in what a stage made; it fails when that is not what was trained."""
+        log = self.folder / "logs" / f"{job.stage}-check.log"
+        launch.run(launch.command(program, [str(partial)]), f"{job.stage} check", log)
+        found: dict[str, Any] = read_json(partial / RESCORE)
+        (partial / RESCORE).unlink()
+        return found
 
     def _start(self, job: Job, partial: Path, watch: Callable[[], None] = lambda: None) -> None:
         settings = self.config.launch
@@ -196,6 +221,24 @@ class _Run:
                     "paths.root must be on a file system that all machines share"
                 )
             time.sleep(1)
+
+    def rate(self) -> dict[str, dict[str, float]]:
+        """The main figures of each reward model on held-out pairs, by stage; the report goes to the run's folder."""
+        found = {}
+        for job in self.plan.jobs:
+            log = self.folder / "logs" / f"{job.stage}-report.log"
+            if (report := rate(job, self.root, log)) is None:
+                continue
+            found[job.stage] = main_figures(report)
+            kept = self.folder / FOLDER / job.stage
+            kept.mkdir(parents=True, exist_ok=True)
+            if any(_differ(report / name, kept / name) for name in (REPORT, PAGE, PAIRS)):
+                self.has_worked = True
+                for name in (REPORT, PAGE, PAIRS):
+                    shutil.copyfile(report / name, kept / name)
+                title = f"{self.label} {job.stage} report".strip()
+                self.tracker.reward_model(title, found[job.stage])
+        return found
 
     def evaluate(self) -> dict[tuple[str, str, str], EvalResult]:
         """Results by (policy, quantizer, suite); what is missing is measured in one worker process."""
@@ -223,6 +266,7 @@ class _Run:
         self,
         stages: list[dict[str, Any]],
         results: dict[tuple[str, str, str], EvalResult],
+        rewards: dict[str, dict[str, float]],
         started: float,
     ) -> None:
         """Copy results and training logs into the run's folder, write `run.json`, and a model card beside it.
@@ -271,6 +315,7 @@ class _Run:
             "stages": stages,
             "policies": list(self.plan.policies),
             "evaluations": evaluations,
+            "rewards": rewards,
             "provenance": provenance(),
         }
         write_json(self.folder / "run.json", redact(record))
@@ -316,6 +361,10 @@ def _findings_line(audit: Path, rows: set[int]) -> str:
     )
 
 
+def _differ(file: Path, kept: Path) -> bool:
+    return not kept.is_file() or fingerprint(file) != fingerprint(kept)
+
+
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.=_-]+", "-", text)[:80].strip("-")
 
@@ -340,9 +389,14 @@ def _summary(results: dict[tuple[str, str, str], EvalResult], config: Align, fin
 
 
 def _objective(
-    results: dict[tuple[str, str, str], EvalResult], config: Align, plan: Plan
+    results: dict[tuple[str, str, str], EvalResult],
+    rewards: dict[str, dict[str, float]],
+    config: Align,
+    plan: Plan,
 ) -> float | None:
     wanted = config.evaluation.objective
+    if wanted == ACCURACY:
+        return rewards["rm"]["accuracy"]
     if wanted:
         for (policy, quantizer, suite), result in results.items():
             for score in result.scores:

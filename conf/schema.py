@@ -297,7 +297,7 @@ class Evaluation:
     margins: dict[str, float] = field(default_factory=dict)
     # the hypotheses over which Holm's correction is made, TASK or TASK/METRIC; default: each suite's main metrics
     family: list[str] = field(default_factory=list)
-    # SUITE/TASK/METRIC of the last policy, returned to a sweeper; default: mean gain
+    # SUITE/TASK/METRIC of the last policy, or rewards/rm/accuracy, returned to a sweeper; default: mean gain
     objective: str | None = None
 
 

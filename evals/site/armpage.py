@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from evals.contrast import Change, Contrast, Row
 from evals.deltas import margin_of
 from evals.leaderboard import MeanScore
+from evals.rated import Rated, rated
 from evals.runs import Run, Variant
 from evals.site.courses import Course, courses
 from evals.site.curves import StageCurves, stage_curves
@@ -119,6 +120,11 @@ class ArmView:
             for stage in self.arm.first.stages
         ]
         return [start, *(_step(stage)._replace(data=link) for stage, link in stages)]
+
+    @property
+    def rewards(self) -> list[Rated]:
+        """The reward models with their main figures on held-out pairs."""
+        return rated(self.arm.runs)
 
     @property
     def gain_tables(self) -> list[dict[str, Any]]:
