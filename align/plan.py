@@ -68,7 +68,9 @@ _HERE = Path(__file__).parent
 _REWARD = _HERE.parent / "reward"
 _EVALS = _HERE.parent / "evals"
 # What a kind of stage reads besides the code of all stages.
-_FURTHER_CODE = {"rm": (_HERE / "stages" / "rescore.py", _REWARD / "model.py")}
+_FURTHER_CODE = {
+    "rm": (_HERE / "stages" / "rescore.py", _REWARD / "model.py", _REWARD / "classifier.py")
+}
 
 
 @dataclass(frozen=True)
