@@ -422,6 +422,7 @@ class Pick(Enum):
         "accept"  # rejection sampling: every one at or above `min_score`, the best `keep` of them
     )
     pairs = "pairs"  # preference pairs, as reward.pairs makes them
+    all = "all"  # every completion with its rewards, such as reward.overoptimization reads
 
 
 @dataclass

@@ -63,12 +63,32 @@ def pick(sample: Sample, ranked: Sequence[Ranked], config: Ranking, counts: Coun
     mean = math.fsum(rewards) / len(rewards) if rewards else math.nan
     counts["prompts"] += 1
     candidates = usable(ranked, config.drop_cut, counts)
+    rows = [_whole(sample, ranked)] if config.pick is Pick.all else []
     if not candidates:
         counts["prompts_without_a_usable_completion"] += 1
-        return Picked([], mean, math.nan)
+        return Picked(rows, mean, math.nan)
     best = max(candidates, key=lambda item: item.reward)  # the first of equally good ones
     counts["undecided"] += best.reward == min(candidates, key=lambda item: item.reward).reward
-    return Picked(PICKS[config.pick](sample, candidates, config, counts), mean, best.reward)
+    if config.pick in PICKS:
+        rows = PICKS[config.pick](sample, candidates, config, counts)
+    return Picked(rows, mean, best.reward)
+
+
+def _whole(sample: Sample, ranked: Sequence[Ranked]) -> Row:
+    """The row of a prompt with all completions, null for a reward that is a gap."""
+    asked = sample.asked
+    completions = [
+        {
+            "text": item.completion.text,
+            "tokens": item.completion.tokens,
+            "finish": item.completion.finish,
+            "score": item.reward,
+            "terms": item.terms,
+        }
+        for item in ranked
+    ]
+    row: Row = {"prompt": asked.prompt, "completions": completions}
+    return row | {"tools": asked.tools} if asked.tools else row
 
 
 def _best(

@@ -29,7 +29,12 @@ _BELONGS = {
     "min_margin": Pick.pairs,
     "max_pairs": Pick.pairs,
 }
-_NOUNS = {Pick.best: "demonstrations", Pick.accept: "demonstrations", Pick.pairs: "pairs"}
+_NOUNS = {
+    Pick.best: "demonstrations",
+    Pick.accept: "demonstrations",
+    Pick.pairs: "pairs",
+    Pick.all: "rows",
+}
 
 
 @dataclass
@@ -141,7 +146,7 @@ def check(config: Ranking) -> None:
         number = getattr(config, key)
         if number is not None and number < 1:
             raise UserError(f"{key}={number} must be at least 1")
-    if config.model.path and config.n == 1 and config.pick is not Pick.accept:
+    if config.model.path and config.n == 1 and config.pick in (Pick.best, Pick.pairs):
         raise UserError(
             f"n=1 leaves nothing to choose from: pick={config.pick.value} needs n=2 or more"
         )

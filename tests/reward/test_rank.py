@@ -112,6 +112,22 @@ def test_best_is_the_first_of_the_best(config: Ranking) -> None:
     }  # fmt: skip
 
 
+def test_all_keeps_every_completion_with_its_rewards(config: Ranking, tmp_path: Path) -> None:
+    config.reward.terms["brief"] = Term("length", 0.0, {"max_chars": 1})  # recorded, not summed
+    rows, facts = ranked(config, pick=Pick.all)
+    assert [len(row["completions"]) for row in rows] == [4, 4]
+    assert {item["finish"] for row in rows for item in row["completions"]} <= {
+        "eos",
+        "length",
+        None,
+    }
+    for row in rows:
+        for item in row["completions"]:
+            assert item["score"] == item["terms"]["exact"]
+            assert item["terms"]["brief"] <= 0
+    assert (facts["mean"], facts["best_mean"]) == (0.25, 0.5)
+
+
 def test_accept_keeps_distinct_texts_above_the_limit(config: Ranking) -> None:
     write_rows(Path(config.samples or ""), samples_of({"1+1?": ["2", " 2", "3", "2"]}))
     rows, facts = ranked(config, pick=Pick.accept, min_score=1.0, keep=5)
