@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from conf.entry import UserError, entry, plain
 from conf.schema import RewardReport, Scorer
 from reward import network
+from reward.quiet import quiet
 
 if TYPE_CHECKING:
     from reward.heldpairs import Held, Scores
@@ -23,6 +24,7 @@ def main(config: RewardReport, overrides: list[str]) -> float | None:
     """Score the pairs, print the main numbers, and leave `report.json`, `pairs.jsonl` and `report.html`."""
     if config.offline:
         network.close()
+    quiet()
     del overrides
     folder = made(config)
     # Here, not above: --help and a config error must not wait for it.

@@ -117,13 +117,18 @@ def check_needs(reward: Reward, prompts: Iterable[Prompt | Asked], where: str) -
         if not needed:
             return
         for need in [*needed]:
-            if prompt.references if need == "references" else need in prompt.facts:
+            if any(_has(prompt, one) for one in need.split("|")):
                 del needed[need]
     for need, kind in needed.items():
-        column = "`reference`" if need == "references" else f"`{need}`"
+        column = "`reference`" if need == "references" else f"`{need}`".replace("|", "` or `")
         raise UserError(
-            f"{where}: verifier {kind!r} can say nothing, because no prompt has {need}; give the rows a column {column}"
+            f"{where}: verifier {kind!r} can say nothing, because no prompt has {need.replace('|', ' or ')}; give the "
+            f"rows a column {column}"
         )
+
+
+def _has(prompt: Prompt | Asked, need: str) -> bool:
+    return bool(prompt.references) if need == "references" else need in prompt.facts
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from reward.command import (
     written_whole,
 )
 from reward.completions import Task, task_of
+from reward.quiet import quiet
 from reward.resume import Journal, resumed
 from reward.sources import identity
 from reward.store import fingerprint, read_json, write_json
@@ -261,6 +262,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Add a `score` to every completion; pairs get `score_chosen`, `score_rejected` and `margin`."""
     given = parser().parse_args()
+    quiet()
     with plainly():
         for line in run(given):
             print(line, flush=True)

@@ -341,6 +341,7 @@ def test_stages_take_the_rows(kind: Pick, judge: Path, config: Ranking, tmp_path
         reward=Reward({"m": Term("model", 1.0, {"path": str(judge)})}),
         pick=kind,
         keep=2 if kind is Pick.accept else 1,
+        min_score=-1e9 if kind is Pick.accept else None,
         out=out,
     )
     feedback = "preference" if kind is Pick.pairs else "sft"
@@ -369,7 +370,7 @@ def drawing(config: Ranking, tiny_model: Path, judge: Path) -> Ranking:
 def test_from_prompts_to_rows(
     kind: Pick, drawing: Ranking, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    rows, facts = ranked(drawing, pick=kind)
+    rows, facts = ranked(drawing, pick=kind, min_score=-1e9 if kind is Pick.accept else None)
     assert "2 prompts (0 were there), 6 completions" in capfd.readouterr().out
     assert len(rows) == 2
     samples = read_rows(tmp_path / "out.samples.jsonl")
@@ -465,11 +466,12 @@ def test_killed_while_it_scores(config: Ranking, judge: Path, tmp_path: Path) ->
         ({"reward": Reward()}, "reward.terms is empty"),
         ({"reward": Reward({"a": Term("exakt")})}, "Did you mean 'exact'"),
         ({"min_score": 0.5}, "min_score belongs to pick=accept"),
+        ({"pick": Pick.accept}, "pick=accept needs min_score"),
         ({"pick": Pick.accept, "max_pairs": 2}, "max_pairs belongs to pick=pairs"),
         ({"pick": Pick.pairs, "pairing": "best"}, "Did you mean 'best_rest'"),
         ({"pick": Pick.pairs, "pairing": "margin"}, "pairing=margin needs min_margin"),
         ({"pick": Pick.pairs, "min_margin": -1.0}, "min_margin=-1.0"),
-        ({"pick": Pick.accept, "keep": 0}, "keep=0 must be at least 1"),
+        ({"pick": Pick.accept, "min_score": 0.0, "keep": 0}, "keep=0 must be at least 1"),
         ({"pick": Pick.accept, "min_score": math.nan}, "min_score=nan"),
         ({"source": ""}, "samples without their source=: .* no prompt has references"),
         ({"source": "nowhere.jsonl"}, "there is no file 'nowhere.jsonl'"),
@@ -510,5 +512,5 @@ def test_a_failure_leaves_the_earlier_file(config: Ranking) -> None:
     with Path(config.samples or "").open("a") as file:
         file.write("{broken\n")
     with pytest.raises(UserError, match=r"samples.jsonl:3: it is not JSON"):
-        ranked(config, pick=Pick.accept)
+        ranked(config, pick=Pick.accept, min_score=0.0)
     assert Path(config.out).read_bytes() == before
