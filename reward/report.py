@@ -67,11 +67,14 @@ def made(config: RewardReport) -> Path:
 
 def _inputs(config: RewardReport, models: list[Scorer], held: "Held", root: Path) -> dict[str, Any]:
     """What the numbers depend on."""
+    from reward.ensemble import identity
     from reward.provenance import commit, installed
     from reward.store import source_key
 
     manifest = held.version.manifest
-    described = [plain(model) | {"weights": _weights(model, root / "cache")} for model in models]
+    described = [
+        plain(one) | {"weights": identity(one.path, one.revision, root / "cache")} for one in models
+    ]
     return {
         "model": described[0],
         "others": described[1:],
@@ -89,16 +92,6 @@ def _inputs(config: RewardReport, models: list[Scorer], held: "Held", root: Path
         "code": source_key(Path(__file__).parent),
         "commit": commit(),
     }
-
-
-def _weights(model: Scorer, cache: Path) -> str:
-    """What names a model's weights; a server tells it."""
-    from reward.ensemble import is_remote, open_model
-    from reward.weights import content
-
-    if is_remote(model.path):
-        return str(getattr(open_model(model.path), "identity", model.path))
-    return content(model.path, model.revision, cache)
 
 
 def _check_scores(scores: "Scores", model: Scorer) -> None:

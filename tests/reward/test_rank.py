@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
 from conf.entry import UserError
 from conf.schema import Data, Dtype, Model, Paths, Pick, Ranking, Reward, Term
@@ -301,12 +303,14 @@ def test_rewards_of_a_model_are_those_of_each_answer_alone(
         )
     assert facts["mean"] == pytest.approx(sum(means) / len(means), abs=1e-4)
     manifest = json.loads((tmp_path / "out.jsonl.manifest.json").read_text())
-    assert str(judge) in manifest["settings"]["reward"]["terms"]["model"]["files"]
+    assert manifest["settings"]["reward"]["terms"]["model"]["weights"] == [model.identity]
 
 
 def test_rewards_are_kept_for_other_picks_and_more_samples(
     judge: Path, config: Ranking, tmp_path: Path
 ) -> None:
+    judge = shutil.copytree(judge, tmp_path / "judge")
+    (judge / "manifest.json").write_text('{"key": "of its training"}')
     texts = {f"q{number}": ["a", "b", "c"] for number in range(100)}
     samples = write_rows(tmp_path / "s.jsonl", samples_of(texts))
     given = {
@@ -321,10 +325,25 @@ def test_rewards_are_kept_for_other_picks_and_more_samples(
     write_rows(samples, samples_of(texts | {"new": ["a", "b"]}))
     _, facts = ranked(config, **given)
     assert facts["rewards_present"] == 64 * 3  # whole chunks of 64 prompts
-    (judge / "note").write_text("other weights")
-    _, facts = ranked(config, **given)
-    (judge / "note").unlink()
+    before = read_rows(config.out)
+    weights = load_file(judge / "model.safetensors")
+    weights["score.weight"] = -weights["score.weight"]
+    save_file(weights, judge / "model.safetensors", {"format": "pt"})
+    rows, facts = ranked(config, **given)
     assert facts["rewards_present"] == 0
+    assert [row["score"] for row in rows] != [row["score"] for row in before]
+
+
+def test_a_verifier_that_was_stopped_may_do_better_next_time(
+    config: Ranking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.reward = Reward({"x": Term("regex", 1.0, {"pattern": "(a|a)*c"})})
+    samples = samples_of({"1+1?": ["c"], "2+2?": ["a" * 40 + "b", "c"]})  # 2^40 ways to fail
+    write_rows(Path(config.samples or ""), samples)
+    monkeypatch.setattr("reward.rank._CHUNK", 1)
+    monkeypatch.setattr("reward.verifiers.aside.SECONDS", 0.5)
+    assert ranked(config)[1]["rewards_present"] == 0
+    assert ranked(config)[1]["rewards_present"] == 1  # the prompt with which nothing was stopped
 
 
 @pytest.mark.parametrize("kind", [Pick.best, Pick.accept, Pick.pairs])
