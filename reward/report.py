@@ -150,7 +150,7 @@ def _copied(folder: Path, out: Path) -> Path:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """The main numbers, a line each."""
+    """The main numbers, a line each; above them the warning when many pairs have no score."""
     accuracy, over, ece = report["accuracy"], report["over_length"], report["ece"]
     gaps = f", {accuracy['gaps']:,} without a score" if accuracy["gaps"] else ""
     pairs = f"%  {accuracy['n']:,} pairs of {accuracy['clusters']:,} prompts{gaps}"
@@ -170,11 +170,13 @@ def summary(report: dict[str, Any]) -> str:
             (f"  {one['name']}", one["accuracy"], 100, f"%  {one['accuracy']['n']:,} pairs")
         )
     width = max(len(name) for name, *_ in rows)
-    return "\n".join(
+    lines = [f"warning: {report['warning']}"] if report["warning"] else []
+    lines += [
         f"{name:{width}}  {_number(figure['value'], scale)} "
         f"[{_number(figure['ci_low'], scale)}, {_number(figure['ci_high'], scale)}] {unit}"
         for name, figure, scale, unit in rows
-    )
+    ]
+    return "\n".join(lines)
 
 
 def _number(value: float | None, scale: int) -> str:
