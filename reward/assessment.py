@@ -31,7 +31,7 @@ def assess(held: Held, scores: Scores, others: Mapping[str, Scores]) -> dict[str
     return {
         **_order(pairs),
         **_calibration(pairs.scored()),
-        "gaps": scores.reasons(),
+        "too_long": scores.too_long,
         "subsets": subsets,
         "rewardbench": sections(subsets),
         "others": [

@@ -100,14 +100,11 @@ def _weights(model: Scorer, cache: Path) -> str:
 
 
 def _check_scores(scores: "Scores", model: Scorer) -> None:
-    reasons = scores.reasons()
-    if sum(reasons.values()) < len(scores.scores):
-        return
-    raise UserError(
-        f"{model.path} scores none of the {len(scores.scores):,} pairs: {reasons['too_long']:,} have an answer that, "
-        f"with its prompt, is longer than {scores.max_length} tokens (model.max_length), and "
-        f"{reasons['not_a_number']:,} got a score that is no number, as from broken weights"
-    )
+    if scores.too_long == len(scores.scores):
+        raise UserError(
+            f"{model.path} scores none of the {len(scores.scores):,} pairs: each has an answer that, with its prompt, "
+            f"is longer than {scores.max_length} tokens (model.max_length)"
+        )
 
 
 def _write(
