@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,9 +14,10 @@ from conf.passthrough import did_you_mean
 from conf.schema import Pick, Ranking
 
 if TYPE_CHECKING:
+    from reward.answers import Answer
     from reward.picks import Picked, Ranked
     from reward.prompts import Asked
-    from reward.rewards import RewardFunction
+    from reward.rewards import RewardFunction, Worth
     from reward.samples import Sample
     from reward.scorebook import Scorebook
 
@@ -220,7 +221,7 @@ def _ranked(
     """The completions of each sample with their rewards."""
     from reward.picks import Ranked
 
-    worth = book.score([answer for sample in chunk for answer in sample.answers()], reward)
+    worth = _worth([answer for sample in chunk for answer in sample.answers()], reward, book)
     place = 0
     for sample in chunk:
         ranked = []
@@ -229,6 +230,30 @@ def _ranked(
             ranked.append(Ranked(completion, worth.total[place], terms))
             place += 1
         yield ranked
+
+
+class _Passing(Exception):
+    """Rewards that may be others the next time."""
+
+    def __init__(self, worth: "Worth") -> None:
+        super().__init__()
+        self.worth = worth
+
+
+def _worth(answers: "list[Answer]", reward: "RewardFunction", book: "Scorebook") -> "Worth":
+    """The rewards of a chunk, kept unless a check was given up, which a busy machine alone may have caused."""
+
+    def score(answers: "Sequence[Answer]") -> "Worth":
+        before = reward.stopped
+        worth = reward(answers)
+        if reward.stopped != before:
+            raise _Passing(worth)  # so the book does not get to see it
+        return worth
+
+    try:
+        return book.score(answers, score)
+    except _Passing as passing:
+        return passing.worth
 
 
 def _refuse_nothing(config: Ranking, samples: Path, tally: Tally) -> None:

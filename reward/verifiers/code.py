@@ -13,6 +13,7 @@ from conf.entry import UserError
 from reward import sandbox
 from reward.answers import Answer
 from reward.sandbox import Limits
+from reward.verifiers.aside import stopped
 from reward.workers import cores
 
 _FENCE = re.compile(
@@ -111,6 +112,7 @@ def _verdicts(source: str, trial: Trial, limits: Limits, is_partial: bool) -> li
     verdicts: list[bool | None] = []
     for given, wanted in trial.pairs:
         run = sandbox.run(source, given, limits)
+        stopped["code"] += run.code is None
         printed = run.output.decode("utf-8", "replace")
         verdicts.append(run.code == 0 and _words(printed) == _words(wanted))
         if not is_partial and not verdicts[-1]:
@@ -122,6 +124,7 @@ def _verdicts(source: str, trial: Trial, limits: Limits, is_partial: bool) -> li
         )
         if len(verdicts) < len(trial.tests):
             verdicts.append(False)  # it took too long, or ended the process
+            stopped["code"] += 1
         if not is_partial and False in verdicts:
             return [False]
     return verdicts

@@ -14,6 +14,7 @@ from conf.schema import Reward, Term
 from reward import sandbox
 from reward.answers import Answer
 from reward.rewards import check_reward, open_reward
+from reward.verifiers import aside
 from reward.verifiers.code import code, code_of
 
 _BWRAP = shutil.which("bwrap")
@@ -78,6 +79,15 @@ class TestForms:
         facts = {"tests": list(self.TESTS)}
         assert score(text, facts, partial=True, timeout=1) == 0.75
         assert score(text, facts, timeout=1) == 0.0
+
+    def test_what_was_given_up_is_counted(self) -> None:
+        before = aside.stopped["code"]
+        sleeping = "def f(x): __import__('time').sleep(9)"
+        assert score(sleeping, {"tests": [self.TESTS[0]]}, timeout=0.5) == 0.0
+        assert score("while True: pass", {"inputs": [""], "outputs": [""]}, timeout=0.5) == 0.0
+        assert aside.stopped["code"] == before + 2
+        assert score("def f(x): return 2", {"tests": [self.TESTS[0]]}) == 0.0
+        assert aside.stopped["code"] == before + 2
 
     def test_mbpp(self) -> None:
         facts = {"test_list": ["assert f(4) == math.sqrt(16)"], "test_setup_code": "import math"}
