@@ -32,8 +32,8 @@ def assess(held: Held, scores: Scores, others: Mapping[str, Scores]) -> dict[str
     return {
         **_order(pairs),
         **_calibration(pairs.scored()),
-        "gaps": scores.reasons(),
-        "warning": _warning(scores, len(pairs.scores) - int(pairs.is_scored.sum())),
+        "too_long": scores.too_long,
+        "warning": _warning(scores),
         "subsets": subsets,
         "rewardbench": sections(subsets),
         "others": [
@@ -44,21 +44,16 @@ def assess(held: Held, scores: Scores, others: Mapping[str, Scores]) -> dict[str
     }
 
 
-def _warning(scores: Scores, gaps: int) -> str:
+def _warning(scores: Scores) -> str:
     """What is wrong when many pairs have no score, and the fix; empty when few have none."""
-    pairs, too_long = len(scores.scores), scores.reasons()["too_long"]
+    pairs, gaps = len(scores.scores), scores.too_long
     if gaps <= _GAPS * pairs:
         return ""
-    reasons = []
-    if too_long:
-        limit = scores.max_length or "the model's"
-        reasons.append(
-            f"{too_long:,} have an answer that, with its prompt, is longer than {limit} tokens (raise model.max_length)"
-        )
-    if gaps > too_long:
-        reasons.append(f"{gaps - too_long:,} got a score that is no number, as from broken weights")
-    share = f"{gaps:,} of {pairs:,} pairs ({percent(gaps / pairs)})"
-    return f"{share} have no score and are left out of every number: {'; '.join(reasons)}"
+    limit = scores.max_length or "the model's"
+    return (
+        f"{gaps:,} of {pairs:,} pairs ({percent(gaps / pairs)}) have no score and are left out of every number: with "
+        f"its prompt an answer is longer than {limit} tokens (raise model.max_length)"
+    )
 
 
 def _order(pairs: Pairs) -> dict[str, Any]:

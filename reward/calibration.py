@@ -93,7 +93,8 @@ def calibration(margins: np.ndarray, clusters: Clusters, edges: np.ndarray) -> C
     Sampling makes an absolute error larger than it is, and resampling does so again. So the interval is the basic one
     of the bootstrap over prompts (Davison and Hinkley 1997, section 5.2), which takes the excess off, and it reaches
     down to 0 where a model that is calibrated would show as much in more than one of 20 sets of outcomes (consistency
-    resampling: Bröcker and Smith 2007). The edges are taken as given.
+    resampling: Bröcker and Smith 2007). An end that this moves past the value is set to it. The edges are taken
+    as given.
 
     Args:
         margins: shape (n,), n > 0.
@@ -124,7 +125,7 @@ def _ends(
     totals = bootstrap_totals(sums)
     drawn = np.abs(totals[:, :-1]).sum(axis=1) / totals[:, -1]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return max(0.0, 2 * value - float(high)), max(0.0, 2 * value - float(low))
+    return max(0.0, min(value, 2 * value - float(high))), max(value, 2 * value - float(low))
 
 
 def _if_calibrated(sure: np.ndarray, is_in: np.ndarray) -> np.ndarray:

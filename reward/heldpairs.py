@@ -43,15 +43,10 @@ class Scores:
     )  # of prompt and answer; None where the model has no tokenizer here
     max_length: int | None
 
-    def reasons(self) -> dict[str, int]:
-        """Why pairs have no score, counted: too long, or a score that is no number."""
-        found = {"too_long": 0, "not_a_number": 0}
-        limit = self.max_length or math.inf
-        for at, pair in enumerate(self.scores):
-            if not all(map(math.isfinite, pair)):
-                is_long = self.tokens is not None and max(self.tokens[at]) > limit
-                found["too_long" if is_long else "not_a_number"] += 1
-        return found
+    @property
+    def too_long(self) -> int:
+        """Pairs without a score: a model, here or on a server, gives none to a conversation that is too long only."""
+        return sum(not all(map(math.isfinite, pair)) for pair in self.scores)
 
 
 def read(data: Data, root: Path, subset: str | None) -> Held:

@@ -386,6 +386,7 @@ def _verdict(
 ) -> bytes:
     peer.asked = 0
     mine: dict[str, Any] = {}
+    module: types.ModuleType | None = None
     try:
         module = module_of("__main__", prelude)
         mine = _names(test, given, vars(module), entry)
@@ -404,13 +405,37 @@ def _verdict(
     except Exception:
         passed = False
     if not _is_touched(peer, mine):
-        return b"-"
+        is_absent = not passed and module is not None and _lacks_name(test, given, module)
+        return b"0" if is_absent else b"-"
     return b"1" if passed else b"0"
 
 
 def _is_touched(peer: Peer, mine: dict[str, Any]) -> bool:
     """Whether a test has looked at the answer at all; one that has not says nothing of it."""
     return peer.asked > 0 or any(not isinstance(value, Remote) for value in mine.values())
+
+
+def _lacks_name(test: str, given: dict[str, Any], module: types.ModuleType) -> bool:
+    """Whether a test that ran in `module` uses a name that nobody defines: the answer has no such function.
+
+    A test may catch the NameError itself, or have it caught, as unittest does.
+    """
+    import symtable
+
+    try:
+        tables = [symtable.symtable(test, "tests.py", "exec")]
+    except (SyntaxError, ValueError):
+        return False
+    used, defined = set(), {*given, *vars(module), *vars(builtins)}
+    for table in tables:
+        tables += table.get_children()  # seen by this loop in turn
+        for symbol in table.get_symbols():
+            if symbol.is_global() or table is tables[0]:
+                if symbol.is_assigned() or symbol.is_imported():
+                    defined.add(symbol.get_name())
+                elif symbol.is_referenced():
+                    used.add(symbol.get_name())
+    return any(not name.startswith("__") for name in used - defined)
 
 
 def _names(

@@ -16,6 +16,7 @@ from reward.store import nan_to_null
 LOOKS = "overoptimization.jsonl"
 FEWEST = 6  # prompts: with five, not even five falls of five are unlikely enough (2/2⁵ > 5 %)
 _ALPHA = 0.05
+_ROUNDING = 1e-9  # relative: a difference below it is that of floating point
 _SERIES = ("kl", "proxy", "gold", "length")
 
 OVEROPTIMIZED, FELL, ROSE, UNKNOWN = "over-optimized", "gold fell", "both rose", "not known"
@@ -136,12 +137,29 @@ def interval(found: Mean, confidence: float = 1 - _ALPHA) -> tuple[float, float]
 def change(before: Sequence[float], after: Sequence[float], confidence: float) -> Change:
     """By how much `after` is larger, over the prompts that have both values; shapes (prompts,).
 
+    Differences that are all the same have no spread to measure certainty by. Then the sign test decides: n prompts that
+    move one way have a chance of 2/2ⁿ, and where that is not rare enough, the interval reaches to 0.
+
     Raises:
         ValueError: when the two are not of the same prompts.
     """
-    pairs = zip(before, after, strict=True)
-    found = mean_of(b - a for a, b in pairs)  # NaN where either is
-    return Change(found.value, *interval(found, confidence), found.n)
+    differences = [_difference(a, b) for a, b in zip(before, after, strict=True)]
+    found = mean_of(differences)
+    low, high = interval(found, confidence)
+    known = [value for value in differences if math.isfinite(value)]
+    if found.n >= FEWEST and _are_equal(known) and 2 * 0.5**found.n > 1 - confidence:
+        low, high = min(0.0, found.value), max(0.0, found.value)
+    return Change(found.value, low, high, found.n)
+
+
+def _difference(before: float, after: float) -> float:
+    """NaN where either is; 0 where they differ by rounding alone."""
+    found = after - before
+    return 0.0 if abs(found) <= _ROUNDING * max(abs(before), abs(after)) else found
+
+
+def _are_equal(values: Sequence[float]) -> bool:
+    return max(values) - min(values) <= _ROUNDING * max(map(abs, values))
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def baseline(scored: Pairs, lengths: np.ndarray) -> Figure:
 def over_length(scored: Pairs, lengths: np.ndarray) -> dict[str, Any]:
     """Accuracy minus that of "the longer answer wins" on the same pairs, paired, with its interval."""
     base, own = longest(lengths), correct(scored.margins)
-    low, high = estimate(base, own, clusters=scored.clusters).interval()
+    low, high = np.clip(estimate(base, own, clusters=scored.clusters).interval(), -1, 1).tolist()
     difference = float((own - base).mean())
     return {"difference": difference, "ci_low": low, "ci_high": high, "n": own.size}
 

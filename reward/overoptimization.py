@@ -9,8 +9,10 @@ from typing import Any
 from conf.entry import UserError, plainly
 from reward.bestofn import looks, sizes
 from reward.command import MAX_BAD_FRACTION, Reading, at_least_one, fraction
+from reward.completions import task_of
 from reward.looks import FEWEST, LOOKS, Finding, Look, append, judge
-from reward.store import canonical, write_json
+from reward.prompts import key_of
+from reward.store import write_json
 from reward.turns import BadRow, Row, kind_of, list_of
 
 REPORT, PAGE = "report.json", "report.html"
@@ -25,9 +27,10 @@ def measured(row: Row, proxy: str, gold: str) -> Measured:
     A row holds a prompt with `completions`, each an object with the scores, or one completion with its scores.
 
     Raises:
-        BadRow: when a score is missing, or is no number.
+        BadRow: when there is no prompt or completion, or a score is missing or is no number.
     """
-    prompt = canonical([row.get("prompt", row.get("instruction")), row.get("tools")])
+    task = task_of(row)
+    prompt = key_of(task.prompt, task.tools)
     items = list_of(row, "completions") if row.get("completions") is not None else [row]
     return prompt, [(_number(item, proxy), _number(item, gold)) for item in items]
 
@@ -53,6 +56,8 @@ def run(given: argparse.Namespace) -> str:
     Raises:
         UserError: if the input cannot be read, or has too few prompts or completions.
     """
+    if given.n == 1:
+        raise UserError("--n 1 leaves nothing to choose from: give 2 or more")
     reading = Reading(
         given.source, lambda row, _: measured(row, given.proxy, given.gold), "overoptimization"
     )

@@ -1,5 +1,6 @@
 """The prompts of a source, each once, with what is known about the right answer."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,7 +49,10 @@ def key_of(prompt: list[Message], tools: list[Any] | None) -> str:
 def read_prompts(
     source: Source, where: str, max_bad_fraction: float
 ) -> tuple[dict[str, Asked], Counter[str]]:
-    """The distinct prompts of a source by their key, in its order, up to `limit`.
+    """The distinct prompts of a source by their key, in its order, the first `limit` of them.
+
+    The rows after these are read too, which may hold further references of the same prompts. Where rows of one prompt
+    differ in their facts, those of the first hold, and a warning says how many others there are.
 
     Args:
         source: rows of any format; what precedes the last answer is the prompt.
@@ -56,7 +60,7 @@ def read_prompts(
         max_bad_fraction: share of rows that may be unusable.
 
     Returns:
-        The prompts, and how many rows were `unusable` or `repeated` a prompt.
+        The prompts, and how many rows were `unusable`, `repeated` a prompt, or had `differing_facts`.
 
     Raises:
         UserError: when more rows are unusable, with the first reason, or there is none.
@@ -77,13 +81,17 @@ def read_prompts(
             first = first or f"{place}: {error}"
             continue
         key = key_of(prompt.prompt, prompt.tools)
-        left_out["repeated"] += key in found
-        asked = found.setdefault(key, Asked(prompt.prompt, prompt.tools, facts=facts_of(record)))
+        facts = facts_of(record)
+        if key in found:
+            left_out["repeated"] += 1
+            if facts != found[key].facts:
+                left_out["differing_facts"] += 1
+        elif len(found) == source.limit:
+            continue
+        asked = found.setdefault(key, Asked(prompt.prompt, prompt.tools, facts=facts))
         for reference in references_of(record):
             if reference not in asked.references:
                 asked.references.append(reference)
-        if len(found) == source.limit:
-            break
     if left_out["unusable"] > max_bad_fraction * rows:
         raise UserError(
             f"{where}: {left_out['unusable']} of {rows} rows cannot be used, more than max_bad_fraction="
@@ -91,6 +99,11 @@ def read_prompts(
         )
     if not found:
         raise UserError(f"{where}: source={source.source!r} has no rows")
+    if differing := left_out["differing_facts"]:
+        print(
+            f"warning: {where}: {differing:,} rows repeat a prompt with other facts; those of its first row hold",
+            file=sys.stderr,
+        )
     return found, left_out
 
 

@@ -17,6 +17,7 @@ from reward.turns import Message
 
 API_KEY = "ALIGN_REWARD_API_KEY"  # environment variable from which commands read the key
 _LONGEST_PAUSE = 60.0  # seconds
+_SPARE = 30.0  # seconds beyond its own limit in which a server says that it had too little time
 _SHOWN = 200  # characters of what a server says
 _BUSY = {408, 429, 502, 503}  # it may answer the same request later
 _TOO_SLOW = 504  # it may answer a smaller one
@@ -33,8 +34,8 @@ class RemoteModel:
         key: the API key, if it asks for one.
         expected: the identity that it must have; None for the one that it has now. A server that is started again with
             other weights is refused either way.
-        timeout: seconds to wait for a connection, and for the scores of one request.
-        retries: further attempts after 503, a failed connection or a timeout.
+        timeout: seconds to wait for a connection and for `/info`. For scores it waits as long as the server may take.
+        retries: further attempts after 503 or a lost connection.
         pause: seconds before the first of them, doubled each time; `Retry-After` may ask for more.
         rows: of a request, as far as the server allows.
         connections: requests under way at the same time, so that the server never waits for the next.
@@ -75,10 +76,12 @@ class RemoteModel:
             limits, self.model = about["limits"], dict(about["model"])
             self._rows = min(rows, int(limits["max_rows"]))
             self._bytes = int(limits["max_body_bytes"])
+            patience = float(limits["timeout"]) + _SPARE
             self.identity = str(self.model["weights"])
             self.max_length: int | None = self.model["max_length"]
         except (LookupError, TypeError, ValueError) as error:
             raise self._rubbish("/info says no model and limits") from error
+        self._client.timeout = httpx.Timeout(self._client.timeout.connect, read=patience)
         if expected is not None and self.identity != expected:
             raise UserError(f"{self._shown} has the weights {self.identity}, expected {expected}")
 
@@ -186,6 +189,8 @@ class RemoteModel:
                 )
             except httpx.RequestError as error:
                 reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+                if body is not None and isinstance(error, httpx.ReadTimeout):
+                    raise _TooSlow(reason) from error
                 if body is None and isinstance(error, httpx.ConnectError):
                     break  # a wrong address is the likelier reason at the first contact
             else:

@@ -95,14 +95,11 @@ def _inputs(config: RewardReport, models: list[Scorer], held: "Held", root: Path
 
 
 def _check_scores(scores: "Scores", model: Scorer) -> None:
-    reasons = scores.reasons()
-    if sum(reasons.values()) < len(scores.scores):
-        return
-    raise UserError(
-        f"{model.path} scores none of the {len(scores.scores):,} pairs: {reasons['too_long']:,} have an answer that, "
-        f"with its prompt, is longer than {scores.max_length} tokens (model.max_length), and "
-        f"{reasons['not_a_number']:,} got a score that is no number, as from broken weights"
-    )
+    if scores.too_long == len(scores.scores):
+        raise UserError(
+            f"{model.path} scores none of the {len(scores.scores):,} pairs: each has an answer that, with its prompt, "
+            f"is longer than {scores.max_length} tokens (model.max_length)"
+        )
 
 
 def _write(

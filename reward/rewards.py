@@ -72,7 +72,7 @@ class RewardFunction:
 
     @property
     def stopped(self) -> dict[str, int]:
-        """Questions of verifiers that this process had to give up so far: they took too long, or too much memory."""
+        """Questions and programs of verifiers that this process gave up so far: too long, or too much memory."""
         return dict(aside.stopped)
 
 
@@ -88,6 +88,10 @@ def check_reward(reward: Reward, where: str) -> None:
     """
     if not reward.terms:
         raise UserError(f"{where}.terms is empty: a reward needs at least one term")
+    if not any(term.weight for term in reward.terms.values()):
+        raise UserError(
+            f"{where}: every weight is 0, so that every answer would be worth 0; give at least one term a weight"
+        )
     for name, term in reward.terms.items():
         place = f"{where}.terms.{name}"
         if not math.isfinite(term.weight):

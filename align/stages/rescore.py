@@ -20,20 +20,23 @@ RESCORE = "rescore.json"
 PAIRS = 32
 _BATCH = 4  # pairs scored together
 
-# Largest accepted difference of two scores, for each unit of the largest score (at least 1). In float32 both sides
-# compute the same function, up to the order of sums. In bfloat16 the padding of a batch alone moves scores.
-# Measured figures: docs/reward_models.md.
-TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
+# Largest accepted difference of two scores, for each standard deviation of the trained ones: what a score means is how
+# far it is from others. In float32 both sides compute the same function, up to the order of sums. In bfloat16 the
+# padding of a batch alone moves scores. Measured figures: docs/reward_models.md.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.25}
+# The same for each unit of the largest score: what rounding does to scores that lie far from 0 and close together.
+_ROUNDING = {"float32": 1e-5, "bfloat16": 2.0**-7}
+_CORRELATION = 0.9  # least accepted, where scores differ by more than rounding
 
 
 def record(trainer: Any, out: Path) -> None:
-    """Write the trainer's own scores of some pairs, held-out ones where there are any, to `out`/rescore.json.
+    """Write the trainer's own scores of some pairs, held-out ones where it kept any, to `out`/rescore.json.
 
     The weights are taken as float32, which loses nothing, and computed with as such: what is compared is what was
     learned. Sharded weights, and weights that would not fit, are used as they were trained, and compared loosely. To
     be called when the trainer has nothing left to compute: its weights keep the format. Every rank takes part.
     """
-    rows = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
+    rows = trainer.eval_dataset or trainer.train_dataset  # it may have left out every held-out row
     rows = [rows[place] for place in range(min(PAIRS, len(rows)))]
     is_exact = _widen(trainer)
     scores = [
@@ -127,18 +130,24 @@ def compare(trained: list[float], found: list[float], dtype: str) -> dict[str, A
         dtype: the number format in which both were computed, a key of `TOLERANCES`.
 
     Raises:
-        UserError: with the largest difference, when it is too large or a pair changed its order.
+        UserError: with the largest difference, when it is too large, a pair changed its order or the scores no longer
+            go together; or when there are none.
     """
-    tolerance = TOLERANCES[dtype] * max(1.0, *map(abs, trained))
+    if not trained:
+        raise UserError("there is no pair to compare: every row is longer than rm.args.max_length")
+    spread, correlation = _compared(trained, found)
+    rounding = _ROUNDING[dtype] * max(map(abs, trained))
+    tolerance = max(TOLERANCES[dtype] * spread, rounding)
     differences = [abs(a - b) for a, b in zip(trained, found, strict=True)]
     largest = max(differences, key=lambda value: (math.isnan(value), value))
     before, after = _margins(trained), _margins(found)
     turned = sum(abs(a) > tolerance and not a * b > 0 for a, b in zip(before, after, strict=True))
-    if not largest <= tolerance or turned:  # NaN is not within it
+    is_alike = spread <= rounding or correlation >= _CORRELATION
+    if not largest <= tolerance or turned or not is_alike:  # NaN is not within it
         raise UserError(
             f"the saved reward model does not give the trainer's scores: they differ by up to {largest:.3g} where "
-            f"{tolerance:.2g} is accepted, and {turned} of {len(before)} pairs changed their order. Its head, its pad "
-            "token or its weights were lost or changed in saving"
+            f"{tolerance:.2g} is accepted, {turned} of {len(before)} pairs changed their order, and the correlation is "
+            f"{correlation:.3g}. Its head, its pad token or its weights were lost or changed in saving"
         )
     return {
         "pairs": len(before),
@@ -150,6 +159,14 @@ def compare(trained: list[float], found: list[float], dtype: str) -> dict[str, A
 
 def _margins(scores: list[float]) -> list[float]:
     return [a - b for a, b in zip(scores[::2], scores[1::2], strict=True)]
+
+
+def _compared(trained: list[float], found: list[float]) -> tuple[float, float]:
+    """The standard deviation of what was trained, and Pearson's correlation; NaN where one side is constant."""
+    import numpy as np
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.std(trained)), float(np.corrcoef(trained, found)[0, 1])
 
 
 def main() -> None:

@@ -21,7 +21,9 @@ SECONDS = 10.0  # for one question, which normally takes some milliseconds
 _START_SECONDS = 120.0  # for the imports of the process
 _PIECE = 1 << 16  # bytes read or written at once
 
-stopped: Counter[str] = Counter()  # questions that took too long or too much, by module
+stopped: Counter[str] = (
+    Counter()
+)  # what took too long or too much, by module; on an idle machine it might not
 
 
 class Unanswered(Exception):

@@ -19,6 +19,7 @@ from reward.answers import Answer
 from reward.verifiers.aside import Aside, Unanswered
 
 _ASIDE = Aside("instructions")
+_PLAIN = "Yes."  # an answer that every usable instruction can be checked on
 _LACKING = "LookupError: "  # what NLTK raises for data that are not here
 _RESOURCE = re.compile(r"nltk\.download\('([\w]+)'\)")
 
@@ -27,7 +28,8 @@ def ifeval(answers: Sequence[Answer], *, loose: bool = False, share: bool = Fals
     """1 where the answer follows all instructions of its prompt's row.
 
     The row's `instruction_id_list` names them, `kwargs` has the arguments of each; NaN where a row has no such columns,
-    or an instruction that does not exist. A block <think>…</think> at the start is not part of the answer.
+    or an instruction that does not exist; 0 where it is this answer alone that cannot be checked. A block
+    <think>…</think> at the start is not part of the answer.
 
     Args:
         loose: an instruction also counts as followed when it is without the first line, the last line, both, or
@@ -48,12 +50,20 @@ def _followed(answer: Answer, name: str) -> float:
         return math.nan
     prompt = answer.prompt[-1]["content"] if answer.prompt else ""
     question = {"names": names, "options": options, "prompt": prompt, "text": answer.text}
+    if found := _scores(question):
+        return float(found[name])
+    return 0.0 if _scores(question | {"text": _PLAIN}) else math.nan
+
+
+def _scores(question: dict[str, Any]) -> dict[str, float] | None:
+    """What `reply` says; None where it says nothing."""
     try:
-        return float(_ASIDE.ask(question)[name])
+        found: dict[str, float] = _ASIDE.ask(question)
     except Unanswered as error:
         if error.problem and error.problem.startswith(_LACKING):
-            raise UserError(_remedy(error.problem, names)) from error
-        return math.nan
+            raise UserError(_remedy(error.problem, question["names"])) from error
+        return None
+    return found
 
 
 def _remedy(problem: str, names: list[str]) -> str:

@@ -12,6 +12,8 @@ from reward.verifiers.aside import Aside, Unanswered
 
 _ASIDE = Aside("structured")  # a pattern in a schema can backtrack for ever
 _UNKNOWN_REF = "Unresolvable"  # in the name of the library's error
+# Errors that an answer can cause, by its depth and by its numbers. Others are the schema's, such as a bad pattern.
+_BY_ANSWER = ("RecursionError", "OverflowError")
 
 
 def json_valid(answers: Sequence[Answer]) -> list[float]:
@@ -34,8 +36,9 @@ def json_exact(answers: Sequence[Answer]) -> list[float]:
 def json_schema(answers: Sequence[Answer], *, schema: dict[str, Any] | None = None) -> list[float]:
     """1 where the whole answer is JSON that fits a JSON Schema, by the library jsonschema.
 
-    NaN where there is no schema that can be used, or the check took too long. A schema is read as Draft 2020-12 unless
-    its `$schema` says otherwise; `format` is an annotation, as there; a `$ref` out of the schema is never fetched.
+    NaN where there is no schema that can be used; 0 where it is the answer that cannot be checked, because it is nested
+    too deeply or makes a pattern search for too long. A schema is read as Draft 2020-12 unless its `$schema` says
+    otherwise; `format` is an annotation, as there; a `$ref` out of the schema is never fetched.
 
     Args:
         schema: for all answers; None: the column `schema` of each prompt's row, an object or its JSON text.
@@ -71,7 +74,17 @@ def _fits(answer: Answer, schema: dict[str, Any] | None) -> float:
             raise UserError(
                 f"json_schema: the schema has a $ref that leads out of it, and nothing is fetched: {error.problem}"
             ) from error
-        return math.nan
+        is_answers = error.problem is None or error.problem.startswith(_BY_ANSWER)
+        return 0.0 if is_answers and _is_usable(text) else math.nan
+
+
+def _is_usable(schema: str) -> bool:
+    """Whether a schema can be checked on the simplest value; one that leads to itself cannot."""
+    try:
+        _ASIDE.ask({"schema": schema, "text": "null"})
+    except Unanswered:
+        return False
+    return True
 
 
 def _class_of(schema: Any) -> Any:

@@ -45,7 +45,14 @@ SGD: dict[str, Any] = {
 LORA = Peft("lora", {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"})
 
 
-def train(model: Path, out: Path, data: Path, peft: Peft | None = None, **args: Any) -> Path:
+def train(
+    model: Path,
+    out: Path,
+    data: Path,
+    peft: Peft | None = None,
+    eval_data: Path | None = None,
+    **args: Any,
+) -> Path:
     """Run the stage in this process; `data` is the folder of a data version."""
     out.mkdir(parents=True)
     parents = {"base": "0"}
@@ -53,7 +60,19 @@ def train(model: Path, out: Path, data: Path, peft: Peft | None = None, **args: 
     start = Model(path=str(model))
     arguments = FLOAT32 | args
     rm.run(
-        Job("rm", "test", start, data, None, arguments, peft or Peft(), None, parents, out, cache)
+        Job(
+            "rm",
+            "test",
+            start,
+            data,
+            eval_data,
+            arguments,
+            peft or Peft(),
+            None,
+            parents,
+            out,
+            cache,
+        )
     )
     return out
 
@@ -375,6 +394,57 @@ def test_scores_are_compared_by_size_and_by_order() -> None:
     turned = [3.0, 1.0, 0.45, 0.8]
     with pytest.raises(UserError, match="1 of 2 pairs changed their order"):
         rescore.compare([3.0, 1.0, 0.81, 0.45], turned, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("trained", "found", "dtype"),
+    [
+        ([0.04, -0.04], [-0.04, 0.04], "bfloat16"),
+        ([0.04, -0.04], [0.0, 0.0], "bfloat16"),
+        ([4e-4, -4e-4], [-4e-4, 4e-4], "float32"),
+        ([1000.0, 1000.5], [1050.0, 1000.5], "bfloat16"),
+        ([10.0, 10.25], [10.125, 10.125], "bfloat16"),
+        ([1e4, 1e4 + 0.15], [1e4 + 0.09, 1e4 + 0.06], "float32"),
+        ([math.nan, 1.0], [math.nan, 1.0], "float32"),
+        ([1.0, 0.0], [math.nan, math.nan], "bfloat16"),
+    ],
+)
+def test_what_was_destroyed_is_found_on_any_scale(
+    trained: list[float], found: list[float], dtype: str
+) -> None:
+    with pytest.raises(UserError, match="does not give the trainer's scores"):
+        rescore.compare(trained * 16, found * 16, dtype)
+
+
+@pytest.mark.parametrize(
+    ("shift", "size", "noise", "dtype"),
+    [(0, 1e-3, 1e-7, "float32"), (0, 100, 1e-2, "float32"), (1e4, 1, 5e-3, "float32"),
+     (0, 2, 0.2, "bfloat16"), (100, 1e-3, 0.3, "bfloat16")],
+)  # fmt: skip
+def test_rounding_is_none_on_any_scale(shift: float, size: float, noise: float, dtype: str) -> None:
+    """Also where scores differ by rounding alone: nothing can be said of their order."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    trained = shift + size * rng.normal(size=64)
+    found = trained + noise * rng.uniform(-1, 1, 64)
+    assert rescore.compare(trained.tolist(), found.tolist(), dtype)["pairs"] == 32
+    assert rescore.compare([shift] * 4, [shift] * 4, dtype)["max_difference"] == 0
+
+
+def test_no_pair_is_no_check() -> None:
+    with pytest.raises(UserError, match="no pair to compare"):
+        rescore.compare([], [], "float32")
+
+
+def test_training_pairs_are_compared_when_the_trainer_keeps_no_held_out_one(
+    tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    long = tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"prompt": "q", "chosen": "yes " * 500, "rejected": "no"}))
+    held_out = prepare(Data(source=str(long)), "preference", tmp_path).folder
+    out = train(tiny_model, tmp_path / "rm", pairs, eval_data=held_out, max_length=256)
+    assert len(read_json(out / rescore.RESCORE)["pairs"]) == 16
 
 
 # The stage in an experiment.

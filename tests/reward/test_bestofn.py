@@ -12,7 +12,10 @@ import pytest
 
 from reward.bestofn import divergence, expected, sizes
 from reward.looks import LOOKS, read
-from reward.overoptimization import main
+from reward.overoptimization import main, measured
+
+ONE: dict[str, object] = {"text": "t", "x": 1, "y": 2}  # a completion with two scores
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {}}}
 
 
 def by_enumeration(proxy: list[float], gold: list[float], n: int) -> float:
@@ -76,7 +79,11 @@ def test_from_scored_completions_to_a_page(
     ]
     rows[0]["completions"][0]["proxy"] = None  # type: ignore[index]
     # The other form: a completion a row, those of one prompt in several.
-    flat = [{"prompt": row["prompt"], **one} for row in rows for one in row["completions"]]  # type: ignore[attr-defined]
+    flat = [
+        {"prompt": row["prompt"], "completion": "x", **one}
+        for row in rows
+        for one in row["completions"]
+    ]  # type: ignore[attr-defined]
     found = []
     for name, written in (("nested", rows), ("flat", flat)):
         path = tmp_path / f"{name}.jsonl"
@@ -100,14 +107,30 @@ def test_from_scored_completions_to_a_page(
     assert before == {file: file.read_bytes() for file in (tmp_path / "nested").iterdir()}
 
 
+def test_a_prompt_is_all_that_comes_before_the_answer() -> None:
+    def key(row: dict[str, object]) -> str:
+        return measured(row | {"x": 1, "y": 2, "completions": [ONE]}, "x", "y")[0]
+
+    plain = key({"prompt": "a"})
+    assert key({"instruction": "a"}) == key({"prompt": [{"role": "user", "content": "a"}]}) == plain
+    assert measured({"prompt": "a", "completion": "b", "x": 1, "y": 2}, "x", "y")[0] == plain
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert measured({"messages": turns, "x": 1, "y": 2}, "x", "y") == (plain, [(1, 2)])
+    others = [{"system": "s"}, {"history": [["q", "r"]]}, {"tools": [TOOL]}]
+    assert len({plain, *(key({"prompt": "a"} | other) for other in others)}) == 4
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
-        ([{"prompt": "a", "completions": [{"x": 1, "y": 2}]}], (), "1 of 1 prompts have fewer"),
-        ([{"prompt": "a", "completions": [{"x": 1}]}], (), "no field 'y'"),
-        ([{"prompt": "a", "completions": [{"x": "1", "y": 2}]}], (), "expected a number"),
-        ([{"prompt": str(i), "completions": [{"x": 1, "y": 2}] * 4} for i in range(5)], (), "needs 6"),
-        ([{"prompt": str(i), "completions": [{"x": 1, "y": 2}] * 4} for i in range(9)], ("--n", 8), "0 prompts with 8"),
+        ([{"prompt": "a", "completions": [ONE]}], (), "1 of 1 prompts have fewer"),
+        ([{"prompt": "a", "completions": [{"text": "", "x": 1}]}], (), "no field 'y'"),
+        ([{"prompt": "a", "completions": [ONE | {"x": "1"}]}], (), "expected a number"),
+        ([{"prompt": str(i), "completions": [ONE] * 4} for i in range(5)], (), "needs 6"),
+        ([{"prompt": str(i), "completions": [ONE] * 4} for i in range(9)], ("--n", 8), "0 prompts with 8"),
+        ([{"prompt": str(i), "completions": [ONE] * 4} for i in range(9)], ("--n", 1), "--n 1 leaves nothing"),
+        ([{"completions": [ONE] * 4}] * 9, (), "9 of 9 rows"),
+        ([ONE] * 9, (), "9 of 9 rows"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_estimated(

@@ -55,6 +55,31 @@ def test_the_change_is_scipys_paired_t_interval() -> None:
     assert (found.difference, found.n) == (pytest.approx((after - before).mean()), 30)
 
 
+def test_rounding_is_no_change() -> None:
+    gold = [0.1 * n for n in range(1, 21)]
+    lower = [value - 1e-12 for value in gold]
+    found = change(gold, lower, 0.95)
+    assert (found.difference, found.low, found.high) == (0, 0, 0)
+    assert judge([look(0, [0.0] * 20, gold), look(1, [1.0] * 20, lower)]).verdict == UNKNOWN
+
+
+@pytest.mark.parametrize("gold", [0.0, 0.1], ids=["exact", "rounded"])
+def test_one_and_the_same_change_is_as_certain_as_the_sign_test(gold: float) -> None:
+    """Six falls of six have a chance of 1/32: below 5 %, but not below what each of two comparisons may spend."""
+    n = 6
+    before, after = [gold + at for at in range(n)], [gold + at - 0.3 for at in range(n)]
+    p = stats.binomtest(0, n).pvalue
+    assert p == pytest.approx(2 / 2**n)
+    for level in (0.05, 1.01 * p, 0.99 * p, 0.025, 1e-6):
+        found = change(before, after, 1 - level)
+        assert found.difference == pytest.approx(-0.3)
+        assert (found.high < 0) == (p <= level)
+    one, two = look(0, [0.0] * n, [1.0] * n), look(2, [1.0] * n, [0.0] * n)
+    assert judge([one, two]).verdict == OVEROPTIMIZED
+    assert judge([one, one, two]).verdict == UNKNOWN
+    assert judge([one, one, two], is_watching=True).verdict == UNKNOWN
+
+
 def test_few_prompts_say_nothing() -> None:
     assert math.isnan(change([0.0] * 5, [1.0] * 5, 0.95).low)
     finding = judge([look(0, [0.0] * 5, [1.0] * 5), look(1, [1.0] * 5, [0.0] * 5)])

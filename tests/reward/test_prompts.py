@@ -52,6 +52,28 @@ def test_the_limit_counts_prompts(tmp_path: Path) -> None:
     assert [asked.prompt for asked in read(tmp_path, rows, limit=2)] == [user("a"), user("b")]
 
 
+def test_rows_after_the_limit_hold_references_of_the_same_prompts(tmp_path: Path) -> None:
+    rows = [("a", "1"), ("b", "2"), ("c", "3"), ("b", "two"), ("a", "one")]
+    found = read(
+        tmp_path, [{"prompt": prompt, "reference": text} for prompt, text in rows], limit=2
+    )
+    assert [asked.references for asked in found] == [["1", "one"], ["2", "two"]]
+
+
+def test_rows_of_one_prompt_with_other_facts_are_counted_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [("a", "kg"), ("b", "kg"), ("a", "g"), ("a", "kg"), ("b", "kg")]
+    (first, _) = read(tmp_path, [{"prompt": prompt, "unit": unit} for prompt, unit in rows])
+    assert first.facts == {"unit": "kg"}
+    capsys.readouterr()
+    _, left_out = read_prompts(Source(source=str(tmp_path / "rows.jsonl")), "test", 0.0)
+    assert left_out == {"unusable": 0, "repeated": 3, "differing_facts": 1}
+    assert capsys.readouterr().err.startswith("warning: test: 1 rows repeat a prompt with other")
+    read(tmp_path, [{"prompt": prompt, "unit": "kg"} for prompt, _ in rows])
+    assert not capsys.readouterr().err
+
+
 def test_an_empty_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"rows.jsonl' has no rows"):
         read(tmp_path, [])

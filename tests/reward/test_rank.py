@@ -25,6 +25,7 @@ from reward.picks import Ranked, pick
 from reward.prompts import Asked
 from reward.rank import rank
 from reward.samples import Completion, Sample
+from reward.verifiers import aside
 
 ROOT = Path(__file__).parents[2]
 EXACT = Reward({"exact": Term("exact")})
@@ -344,6 +345,26 @@ def test_a_verifier_that_was_stopped_may_do_better_next_time(
     monkeypatch.setattr("reward.verifiers.aside.SECONDS", 0.5)
     assert ranked(config)[1]["rewards_present"] == 0
     assert ranked(config)[1]["rewards_present"] == 1  # the prompt with which nothing was stopped
+
+
+def test_rewards_of_a_chunk_in_which_a_check_was_given_up_are_not_kept(
+    config: Ranking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aside, "SECONDS", 1.0)
+    bomb = "a" * 5000 + "!"
+    texts = {f"q{number}": ["a", "b"] for number in range(64)}
+    rows = samples_of(texts | {"late": ["a", bomb]})  # the last one is in a chunk of its own
+    given = {
+        "samples": str(write_rows(tmp_path / "s.jsonl", rows)),
+        "source": "",
+        "reward": Reward({"r": Term("regex", 1.0, {"pattern": "(a|a)*", "full": True})}),
+    }
+    first, facts = ranked(config, **given)
+    assert facts["rewards_present"] == 0
+    again, facts = ranked(config, **given)
+    assert facts["rewards_present"] == 64 * 2
+    assert again == first
+    assert again[-1]["score"] == 1.0
 
 
 @pytest.mark.parametrize("kind", [Pick.best, Pick.accept, Pick.pairs])

@@ -87,6 +87,15 @@ def test_calibration_interval_covers_the_truth_and_noise_is_named() -> None:
     assert min(covered.values()) >= 0.8  # 0.9 in the long run
 
 
+def test_calibration_error_lies_in_its_interval() -> None:
+    rng = np.random.default_rng(5)
+    for n in (2, 3, 5, 10, 40):
+        for _ in range(20):
+            margins = rng.normal(0, 2, n)
+            found = calibration.calibration(margins, alone(n), calibration.equal_width()).ece
+            assert 0 <= found.ci_low <= found.value <= found.ci_high
+
+
 @pytest.mark.parametrize(("size", "rho"), [(1, 0.0), (4, 0.4)])
 def test_interval_of_accuracy_covers_with_clusters(size: int, rho: float) -> None:
     rng = np.random.default_rng(1)
@@ -121,6 +130,9 @@ def test_length_baseline_and_the_paired_difference_by_hand() -> None:
     over = ordering.over_length(pairs, pairs.chars)
     assert over["difference"] == pytest.approx(0.75 - 0.625)
     assert over["ci_low"] < over["difference"] < over["ci_high"]
+    extreme = pairs_of([[1, 0], [1, 0], [2, 2]], [[1, 2]] * 3)  # +1, +1, +½
+    over = ordering.over_length(extreme, extreme.chars)
+    assert -1 <= over["ci_low"] < over["difference"] < over["ci_high"] == 1
     split = ordering.by_length(pairs)
     assert [split[f"chosen_{name}"]["value"] for name in ("longer", "shorter", "equal")] == [
         0.5,

@@ -12,6 +12,7 @@ import pytest
 from conf.entry import UserError
 from conf.schema import Data, Paths, RewardReport, Scorer
 from reward import heldpairs
+from reward.heldpairs import Scores
 from reward.report import made, summary
 from reward.store import read_json
 
@@ -80,7 +81,7 @@ def test_numbers_are_those_of_the_pairs(folder: Path) -> None:
     assert report["accuracy"]["value"] == sum(margin > 0 for margin in margins) / 32
     assert (report["accuracy"]["n"], report["accuracy"]["gaps"]) == (32, 1)
     assert report["accuracy"]["clusters"] == 11
-    assert report["gaps"] == {"too_long": 1, "not_a_number": 0}
+    assert report["too_long"] == 1
     longer = [
         0.5
         + 0.5
@@ -107,6 +108,11 @@ def test_numbers_are_those_of_the_pairs(folder: Path) -> None:
     assert report["mistakes"]
     assert len(report["inputs"]["model"]["weights"]) == 16
     assert "accuracy" in summary(report)
+
+
+def test_a_gap_of_a_server_is_a_conversation_that_is_too_long() -> None:
+    scores = [(1.0, math.nan), (1.0, 0.0), (math.nan, math.nan)]
+    assert Scores(scores, tokens=None, max_length=None).too_long == 2
 
 
 def test_page_is_whole_escaped_and_the_same_again(
@@ -193,11 +199,11 @@ def test_bad_input_is_answered(
     with pytest.raises(UserError, match="no earlier report"):
         made(asked(models[0], source, tmp_path, out=str(tmp_path / "mine")))
     broken = head(tiny_model, tmp_path / "broken", 1, math.nan)
-    with pytest.raises(UserError, match=r"none of the 33 pairs: 1 have .* and 32 got"):
+    with pytest.raises(UserError, match="are not finite: its weights hold NaN"):
         made(asked(broken, source, tmp_path))
     config = asked(models[0], source, tmp_path)
     config.model.max_length = 4
-    with pytest.raises(UserError, match="33 have an answer"):
+    with pytest.raises(UserError, match="none of the 33 pairs: each has an answer that"):
         made(config)
     assert not list((tmp_path / "rewards").glob("[!.]*"))
 

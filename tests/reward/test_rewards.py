@@ -114,6 +114,11 @@ def test_a_reward_needs_a_term() -> None:
         check_reward(Reward(), "probe.gold")
 
 
+def test_a_reward_needs_a_weight() -> None:
+    with pytest.raises(UserError, match=r"probe\.gold: every weight is 0"):
+        check_reward(reward_of(a=Term("exact", 0.0), b=Term("json_valid", -0.0)), "probe.gold")
+
+
 def test_prompts_without_what_a_verifier_needs_are_refused() -> None:
     reward = reward_of(right=Term("math"), shape=Term("json_schema"))
     bare, full = Prompt(ASK), Prompt(ASK, "4", facts={"schema": {}})

@@ -42,10 +42,22 @@ def printed(source: str, **limits: float) -> str:
     return done.output.decode().strip()
 
 
-def survivors(seconds: float = 5) -> list[psutil.Process]:
+def descendants() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+OTHERS: set[psutil.Process] = set()  # those of earlier tests, such as the ones that verifiers keep
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _others() -> None:
+    OTHERS.update(descendants())
+
+
+def survivors(seconds: float = 5) -> set[psutil.Process]:
     """Descendants of this process that do not go away."""
     deadline = time.monotonic() + seconds
-    while (left := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
+    while (left := descendants() - OTHERS) and time.monotonic() < deadline:
         time.sleep(0.02)
     return left
 
@@ -302,7 +314,7 @@ class TestLimits:
         started = time.monotonic()
         assert run(source, limits=Limits(seconds=0.5)) == Run(b"", None)
         assert time.monotonic() - started < 30
-        assert survivors() == []
+        assert survivors() == set()
 
     def test_output(self) -> None:
         done = run("while True: print('x' * (1 << 20))", limits=Limits(output=2, seconds=30))
@@ -335,7 +347,7 @@ class TestLimits:
         assert run("import os; os.write(1, b'x'); os._exit(7)") == Run(b"x", 7)
         assert run("open('kept', 'w').write('x')").code == 0
         assert printed("import os; print(os.listdir())") == "[]"
-        assert survivors() == []
+        assert survivors() == set()
 
     def test_the_sandbox_ends_with_its_parent(self) -> None:
         program = "from reward import sandbox\nsandbox.run('import time; time.sleep(60)')"
@@ -524,6 +536,27 @@ class TestConversation:
     )  # fmt: skip
     def test_wrong_answers_fail(self, test: str) -> None:
         assert judge("def f(): return 1", [test]) == [False]
+
+    @pytest.mark.parametrize(
+        "test",
+        ["import unittest\nclass T(unittest.TestCase):\n def test(s): s.assertEqual(g(), 1)",
+         "import unittest\nclass T(unittest.TestCase):\n def test(s): s.assertEqual(g(), 1)\nunittest.main()",
+         "import unittest\nclass T(unittest.TestCase):\n value = G\n def test(s): pass",
+         "try:\n x = g(1)\nexcept Exception:\n x = None\nassert x == 1",
+         "def run(n):\n try: return [g(m) for m in range(n)]\n except NameError: pass\nassert run(1)"],
+    )  # fmt: skip
+    def test_an_answer_without_the_function_fails(self, test: str) -> None:
+        """Also where the test, or unittest, catches the NameError."""
+        assert judge("def f(): return 1", [test]) == [False]
+
+    @pytest.mark.parametrize(
+        "test",
+        ["assert 1 == 2", "import json, absent\nassert f", "x = 1\ndef h(y): return [x + y + z for z in y]\nassert 0",
+         "def h():\n global a\n a = 1\nassert not a if h() else 0", "class A:\n b = 1\n c = b\nassert not __name__"],
+    )  # fmt: skip
+    def test_a_test_that_fails_by_itself_says_nothing(self, test: str) -> None:
+        """All that it names is its own, a built-in, or the answer's."""
+        assert judge("def f(): return 1", [test], prelude="import math") == [None]
 
     @pytest.mark.parametrize(
         "test",

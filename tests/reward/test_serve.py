@@ -680,7 +680,7 @@ def test_remote_scores_are_local_scores(
 
 @contextlib.contextmanager
 def answering(*replies: tuple[int, str]) -> Iterator[str]:
-    """A server that gives these answers, one a connection, the last one again and again; 0 hangs up."""
+    """A server that gives these answers, one a connection, the last one again and again; 0 hangs up, -1 is silent."""
     left = list(replies)
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -693,7 +693,9 @@ def answering(*replies: tuple[int, str]) -> Iterator[str]:
                 with connection:
                     status, text = left.pop(0) if len(left) > 1 else left[0]
                     connection.recv(1 << 20)
-                    if status:
+                    while status == -1 and connection.recv(1 << 20):
+                        pass  # until the client leaves
+                    if status > 0:
                         head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(text)}\r\n"
                         connection.sendall(f"{head}Connection: close\r\n\r\n{text}".encode())
 
@@ -708,7 +710,7 @@ def answering(*replies: tuple[int, str]) -> Iterator[str]:
 
 def info(weights: str = "0123") -> Json:
     model = {"name": "x", "weights": weights, "dtype": "float32", "max_length": 9}
-    return {"model": model, "limits": {"max_rows": 8, "max_body_bytes": 1000}}
+    return {"model": model, "limits": {"max_rows": 8, "max_body_bytes": 1000, "timeout": 0.2}}
 
 
 def reply(scores: Any, weights: str = "0123") -> tuple[int, str]:
@@ -735,6 +737,25 @@ def test_remote_sends_less_when_the_server_runs_out_of_time() -> None:
     ):
         found = remote.score(ONE[0] * 4, ONE[1] * 4)
         assert found == pytest.approx([1, 2, 3, math.nan], nan_ok=True)
+
+
+def test_remote_waits_for_a_silent_server_as_long_as_that_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("reward.remote._SPARE", 0.3)
+    with (
+        answering(INFO, (-1, ""), reply([1]), reply([2])) as url,
+        contextlib.closing(RemoteModel(url, connections=1, retries=0)) as remote,
+    ):
+        assert remote._client.timeout.read == pytest.approx(0.5)
+        assert remote._client.timeout.connect == 120
+        assert remote.score(ONE[0] * 2, ONE[1] * 2) == [1, 2]
+    with (
+        answering(INFO, (-1, "")) as url,
+        contextlib.closing(RemoteModel(url)) as remote,
+        pytest.raises(UserError, match=r"had no score for row 1 in time \(ReadTimeout"),
+    ):
+        remote.score(*ONE)
 
 
 @pytest.mark.parametrize(

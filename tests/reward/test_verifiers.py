@@ -119,12 +119,28 @@ def test_a_forked_process_asks_one_of_its_own() -> None:
 def test_a_pattern_that_backtracks_for_ever_is_stopped_and_counted() -> None:
     before, start = aside.stopped["words"], time.monotonic()
     bomb, fine = said("a" * 5000 + "!"), said("aaa")
-    assert is_nan(regex([bomb, fine], pattern="(a|a)*", full=True)) == [True, False]
+    assert regex([bomb, fine], pattern="(a|a)*", full=True) == [0, 1]
     assert aside.stopped["words"] == before + 1
     assert time.monotonic() - start < 60
     schema = {"type": "string", "pattern": "^(a|a)*$"}
     answers = [said(json.dumps("a" * 5000 + "!")), said('"aaa"')]
-    assert is_nan(json_schema(answers, schema=schema)) == [True, False]
+    assert json_schema(answers, schema=schema) == [0, 1]
+
+
+@pytest.mark.parametrize("depth", [1, 150, 300, 900, 5000])
+def test_an_answer_cannot_choose_not_to_count(depth: int) -> None:
+    nested = {"type": "array", "items": {"$ref": "#"}}
+    expected = float(depth < 200)
+    assert json_schema([said("[" * depth + "]" * depth)], schema=nested) == [expected]
+    assert json_schema([said("[" * depth + "]" * depth, schema=nested)]) == [expected]
+
+
+def test_whose_fault_it_is_that_an_answer_cannot_be_checked() -> None:
+    answers = [said("1" + "0" * 400), said("1e999"), said("0.2")]
+    assert json_schema(answers, schema={"multipleOf": 0.1}) == [0, 0, 1]
+    circle, pattern = {"$ref": "#"}, {"pattern": "("}
+    schemas = [said("1", schema=circle), said('"a"', schema=pattern)]
+    assert is_nan(json_schema(schemas)) == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -416,6 +432,12 @@ def test_rows_without_usable_instructions_are_gaps() -> None:
         {"instruction_id_list": ids, "kwargs": ["{}"]},
     ]
     assert is_nan(ifeval([said("a", **row) for row in rows])) == [True] * 6 + [False]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_an_answer_on_which_an_instruction_hangs_does_not_follow_it() -> None:
+    row = {"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": ["(a|a)*b"]}]}
+    assert ifeval([said("a" * 40, **row), said("ab", **row)]) == [0, 1]
 
 
 def test_ifbench_and_thoughts() -> None:
