@@ -15,23 +15,14 @@ Sources: Schulman et al. 2017 (PPO, arXiv 1707.06347) and 2016 (GAE, 1506.02438)
 Huang et al. 2024 (N+ implementation details, 2403.17031), Schulman 2020 (joschu.net/blog/kl-approx).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Sums a tensor over all processes. One process has nothing to add.
-Reduce = Callable[[Tensor], Tensor]
-
 _MOST_LOG_RATIO = 20.0  # exp(20) is 5e8; a longer step is lost already and must not overflow
 _EPSILON = 1e-8
-
-
-def alone(x: Tensor) -> Tensor:
-    """The sum over one process."""
-    return x
 
 
 def only(x: Tensor, mask: Tensor) -> Tensor:
@@ -153,26 +144,24 @@ class Moments(NamedTuple):
     variance: Tensor
 
 
-def moments(x: Tensor, mask: Tensor, reduce: Reduce = alone) -> Moments:
-    """Moments over what the mask lets through, on all processes.
+def moments(x: Tensor, mask: Tensor) -> Moments:
+    """Moments over what the mask lets through.
 
     Two passes in float64: the difference of large squares loses every digit of a small variance. Of nothing, the mean
     is 0 and the variance 0.
     """
-    kept = only(x.double(), mask)
-    total = reduce(torch.stack([mask.sum().double(), kept.sum()]))
-    count = total[0].clamp(min=1)
-    mean = total[1] / count
-    variance = reduce(only((x.double() - mean) ** 2, mask).sum()) / count
-    return Moments(total[0], mean, variance)
+    number = mask.sum().double()
+    mean = only(x.double(), mask).sum() / number.clamp(min=1)
+    squares = only((x.double() - mean) ** 2, mask).sum()
+    return Moments(number, mean, squares / number.clamp(min=1))
 
 
-def whiten(x: Tensor, mask: Tensor, reduce: Reduce = alone) -> Tensor:
-    """`x` with mean 0 and variance 1 over all tokens of a rollout, on all processes (B, T); 0 outside the mask.
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """`x` with mean 0 and variance 1 over all tokens of a whole rollout (B, T); 0 outside the mask.
 
     The variance is that of the population, which is finite for one token.
     """
-    _, mean, variance = moments(x, mask, reduce)
+    _, mean, variance = moments(x, mask)
     return only(((x.double() - mean) * torch.rsqrt(variance + _EPSILON)).to(x.dtype), mask)
 
 
@@ -262,12 +251,10 @@ def importance_weights(logp: Tensor, sampler_logp: Tensor, mask: Tensor, most: f
     return only(torch.nan_to_num(log_ratio, nan=0.0).exp().clamp(max=most), mask)
 
 
-def explained_variance(
-    values: Tensor, returns: Tensor, mask: Tensor, reduce: Reduce = alone
-) -> Tensor:
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 − Var(R − V) / Var(R): 1 for a critic that knows, 0 for one that knows nothing; NaN where R does not vary."""
-    error = moments(returns - values, mask, reduce).variance
-    spread = moments(returns, mask, reduce).variance
+    error = moments(returns - values, mask).variance
+    spread = moments(returns, mask).variance
     return torch.where(spread > 0, 1 - error / spread, torch.nan)
 
 
@@ -292,8 +279,8 @@ class AdaptiveKL:
         """Adjust β once a rollout.
 
         Args:
-            kl: mean over the rollout's responses of the sum of `k1`, on all processes.
-            episodes: responses of the rollout, on all processes.
+            kl: mean over the rollout's responses of the sum of `k1`.
+            episodes: responses of the rollout.
         """
         if self.target is not None:
             error = min(0.2, max(-0.2, kl / self.target - 1))
@@ -313,9 +300,9 @@ class RunningMoments:
         """Standard deviation of the population; 1 before it is known."""
         return float(self.variance**0.5) if self.variance > 0 else 1.0
 
-    def update(self, scores: Tensor, reduce: Reduce = alone) -> None:
-        """Take in the scores (B,) of a rollout, from all processes; those that are not finite do not count."""
-        new = moments(scores, torch.isfinite(scores), reduce)
+    def update(self, scores: Tensor) -> None:
+        """Take in the scores (B,) of a rollout; those that are not finite do not count."""
+        new = moments(scores, torch.isfinite(scores))
         count, mean, variance = (float(x) for x in new)
         total = self.count + count
         if not count:

@@ -1,8 +1,6 @@
 """PPO's arithmetic against values worked by hand, brute force, and whatever may stand in masked slots."""
 
 import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -134,42 +132,6 @@ def test_whitening_survives_hard_inputs(offset: float) -> None:
     assert found.tolist()[0] == pytest.approx([-(1.5**0.5), 0, 1.5**0.5], rel=1e-4)
     assert core.whiten(torch.tensor([[offset]]), torch.ones(1, 1).bool()).tolist() == [[0]]
     assert core.whiten(constant, torch.zeros(1, 3).bool()).tolist() == [[0, 0, 0]]
-
-
-class Everybody:
-    """Processes as threads that sum what each of them has."""
-
-    def __init__(self, number: int) -> None:
-        self._shares: list[Tensor] = [torch.empty(0)] * number
-        self._barrier = threading.Barrier(number)
-
-    def reduce(self, rank: int) -> core.Reduce:
-        def summed(x: Tensor) -> Tensor:
-            self._shares[rank] = x
-            self._barrier.wait(timeout=10)
-            total = torch.stack(self._shares).sum(0)
-            self._barrier.wait(timeout=10)
-            return total
-
-        return summed
-
-
-def test_whitening_is_over_all_processes() -> None:
-    torch.manual_seed(0)
-    parts = [torch.randn(2, 5), torch.randn(3, 5), torch.randn(1, 5)]
-    masks = [
-        torch.rand(2, 5) < 0.7,
-        torch.rand(3, 5) < 0.4,
-        torch.zeros(1, 5).bool(),
-    ]  # one has no token at all
-    everybody = Everybody(3)
-    with ThreadPoolExecutor(3) as pool:
-        futures = [
-            pool.submit(core.whiten, parts[rank], masks[rank], everybody.reduce(rank))
-            for rank in range(3)
-        ]
-        found = torch.cat([future.result() for future in futures])
-    torch.testing.assert_close(found, core.whiten(torch.cat(parts), torch.cat(masks)))
 
 
 @pytest.mark.parametrize(
