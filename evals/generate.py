@@ -80,7 +80,20 @@ class Generator:
         return list(encoded["input_ids"])
 
     def complete(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Completion]:
-        """One completion of each prompt.
+        """One completion of each prompt, as text; see `sample`."""
+        return [
+            Completion(
+                self._tokenizer.decode(ids, skip_special_tokens=True),
+                len(ids),
+                "eos" if is_ended else "length",
+            )
+            for ids, is_ended in self.sample(prompts, seeds)
+        ]
+
+    def sample(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int]
+    ) -> list[tuple[list[int], bool]]:
+        """One completion of each prompt: its token ids, and whether the model ended it, with an end token as the last.
 
         Args:
             prompts: token ids, see `encode`.
@@ -100,13 +113,12 @@ class Generator:
                 attention_mask=torch.tensor(is_token, device=device),
                 logits_processor=LogitsProcessorList(self._processors(seeds, device)),
             )
-        return [self._completion(ids) for ids in output[:, width:].tolist()]
+        return [self._cut(ids) for ids in output[:, width:].tolist()]
 
-    def _completion(self, ids: list[int]) -> Completion:
+    def _cut(self, ids: list[int]) -> tuple[list[int], bool]:
+        """The ids up to the first end token."""
         end = next((place for place, token in enumerate(ids) if token in self._ends), None)
-        ids = ids if end is None else ids[: end + 1]
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return Completion(text, len(ids), "length" if end is None else "eos")
+        return (ids, False) if end is None else (ids[: end + 1], True)
 
     def _processors(self, seeds: Sequence[int], device: Any) -> list[Any]:
         from transformers import TemperatureLogitsWarper, TopPLogitsWarper

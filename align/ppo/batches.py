@@ -50,7 +50,7 @@ def pack(samples: Sequence[Sample], pad: int, device: torch.device | str = "cpu"
     return Batch(torch.tensor(ids, device=device), rows_, starts[rows_] + places_, places_, ends)
 
 
-def shuffled(number: int, seed: int, *salt: int) -> list[int]:
+def shuffled(number: int, seed: int, *salt: int | str) -> list[int]:
     """A permutation of 0 … number − 1 that depends on its arguments alone, so that it can be drawn again on resume."""
     generator = torch.Generator().manual_seed(int(content_key([seed, *salt]), 16) >> 1)
     return [int(place) for place in torch.randperm(number, generator=generator)]

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -131,3 +132,24 @@ def without_adapter(policy: Any) -> Iterator[None]:
     """A PEFT policy as it was before its adapter: the reference, where training started from a fresh adapter."""
     with policy.disable_adapter():
         yield
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Let training compute what sampling computed: with dropout the ratio of the first step would not be 1."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():  # attention takes the rate as a number
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Take over the weights that `save_pretrained` wrote: an adapter's, or a whole model's."""
+    if hasattr(model, "peft_config"):
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+        return
+    saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+    model.load_state_dict(saved.state_dict())
