@@ -503,6 +503,10 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         for part, place in ((self.model.policy, folder), (self.model.value, folder / VALUE_MODEL)):
             load_weights(part, place)
 
+    def _load_best_model(self) -> None:
+        """The best checkpoint's weights, at the end of training."""
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """With them, the state of PPO: this is called however the weights were restored."""
         super()._load_optimizer_and_scheduler(checkpoint)
