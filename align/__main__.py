@@ -5,7 +5,7 @@ from typing import Any
 
 from conf.entry import entry
 from conf.schema import Align
-from evals import network
+from reward import network
 
 
 @entry("align", Align)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.schema import Dtype, Model, Peft
+from conf.entry import built
+from conf.schema import Dtype, Model, Peft, Probe
 from reward.store import MANIFEST, read_json
 
 
@@ -30,6 +31,7 @@ class Job:
     parents: dict[str, str]
     out: Path
     cache: Path
+    probe: Probe | None = None  # what is watched while the policy moves
 
     def to_json(self, out: Path) -> dict[str, Any]:
         """The job as JSON, writing to `out`."""
@@ -44,6 +46,7 @@ class Job:
         fields = dict(value)
         fields["model"] = Model(**fields["model"] | {"dtype": Dtype(fields["model"]["dtype"])})
         fields["peft"] = Peft(**fields["peft"])
+        fields["probe"] = fields.get("probe") and built(Probe, fields["probe"])
         for name in ("data", "eval_data", "out", "cache"):
             fields[name] = fields[name] and Path(fields[name])
         return cls(**fields)
@@ -51,7 +54,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Where a folder came from. `metrics` are the trainer's last values, `seconds` the stage's wall time."""
+    """Where a folder came from.
+
+    `metrics` are the trainer's last values, `seconds` the stage's wall time, `rescored` how well the saved reward model
+    gives the trainer's scores again.
+    """
 
     stage: str
     key: str
@@ -62,6 +69,7 @@ class Manifest:
     parameters: dict[str, int]
     seconds: float
     provenance: dict[str, Any]
+    rescored: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":

@@ -1,7 +1,6 @@
 """Start a process (group) for a piece of work, show its progress, keep its log, end it with its parent."""
 
 import contextlib
-import ctypes
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from typing import BinaryIO
 
 from conf.entry import UserError
 from conf.schema import Launch, LaunchKind
+from reward.child import die_with_parent
 
 _PROGRESS = re.compile(rb"\d+%\|")  # a tqdm bar
 _TAIL_LINES = 15
@@ -173,13 +173,6 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies, so that kill -9 leaves no trainer behind."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 @contextlib.contextmanager

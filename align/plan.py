@@ -8,11 +8,13 @@ from pathlib import Path
 
 from align.artifact import Job
 from align.gate import suites_index
+from align.probe import check_probe
+from align.probe import identity as identity_of_probe
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
 from conf.schema import Align, Kind, LaunchKind, Model, Stage, Suite
 from evals.gguf import converted_folder
-from evals.models import check, identity, is_local
+from evals.models import check, identity
 from evals.provenance import versions
 from evals.results import UNQUANTIZED
 from evals.run import Request, check_request
@@ -20,6 +22,7 @@ from reward.data import check_training_split, prepare
 from reward.gguf import is_gguf
 from reward.store import content_key, fingerprint, is_complete, source_key
 from reward.versions import Version
+from reward.weights import is_local
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,19 @@ class StageKind:
     run: str
     data: str
     makes_policy: bool
+    is_probed: bool = False  # it moves a policy toward a preference, which can be overdone
+    check: str | None = None  # program that looks at the result, in a fresh process
 
 
 STAGES = {
     "sft": StageKind("align.stages.sft:run", "sft", makes_policy=True),
-    "rm": StageKind("align.stages.rm:run", "preference", makes_policy=False),
-    "dpo": StageKind("align.stages.dpo:run", "preference", makes_policy=True),
+    "rm": StageKind(
+        "align.stages.rm:run", "preference", makes_policy=False, check="align.stages.rescore"
+    ),
+    "dpo": StageKind("align.stages.dpo:run", "preference", makes_policy=True, is_probed=True),
 }
+
+ACCURACY = "rewards/rm/accuracy"  # the objective of a sweep over reward models
 
 # Trainer arguments that change how a stage is watched, not what it makes.
 NOT_READ = frozenset(
@@ -58,6 +67,10 @@ NOT_READ = frozenset(
 _HERE = Path(__file__).parent
 _REWARD = _HERE.parent / "reward"
 _EVALS = _HERE.parent / "evals"
+# What a kind of stage reads besides the code of all stages.
+_FURTHER_CODE = {
+    "rm": (_HERE / "stages" / "rescore.py", _REWARD / "model.py", _REWARD / "classifier.py")
+}
 
 
 @dataclass(frozen=True)
@@ -148,6 +161,7 @@ def _job(
     held_out: Version | None,
 ) -> Job:
     root = Path(config.paths.root)
+    probe = config.probe if STAGES[name].is_probed else None
     libraries = ["torch", "transformers", "trl", "accelerate", "peft"]
     key = content_key(
         {
@@ -167,8 +181,10 @@ def _job(
                 _HERE / "stages" / "common.py",
                 *(_REWARD / f"{module}.py" for module in ("versions", "records", "turns")),
                 *(_EVALS / f"{module}.py" for module in ("gguf", "models")),
+                *_FURTHER_CODE.get(name, ()),
             ),
             "versions": versions(*libraries, *(["deepspeed"] if config.deepspeed else [])),
+            **({"probe": identity_of_probe(probe, root / "cache")} if probe else {}),
         }
     )
     return Job(
@@ -183,6 +199,7 @@ def _job(
         parents=parents,
         out=root / "artifacts" / f"{name}-{key}",
         cache=root / "cache",
+        probe=probe,
     )
 
 
@@ -216,6 +233,8 @@ def preflight(config: Align, plan: Plan) -> None:
     _check_margins(config)
     _check_family(config)
     _check_launch(config)
+    if config.probe:
+        check_probe(config, {job.stage: plan.data[job.stage] for job in plan.jobs if job.probe})
     for job in plan.jobs:
         _check_batch(job, config, plan.data[job.stage].manifest["examples"])
     for policy, request in plan.evaluations:
@@ -245,6 +264,12 @@ def _check_template(config: Align, plan: Plan) -> None:
 def _check_objective(config: Align) -> None:
     wanted = config.evaluation.objective
     suites = config.evaluation.suites
+    if wanted == ACCURACY:
+        if "rm" not in config.stages or config.rm.eval_data is None:
+            raise UserError(
+                f"evaluation.objective={wanted!r} needs the rm stage, and rm.eval_data to measure it on"
+            )
+        return
     if wanted and (wanted.count("/") != 2 or wanted.split("/")[0] not in suites):
         raise UserError(
             f"evaluation.objective={wanted!r} must be SUITE/TASK/METRIC with a suite of this "

@@ -15,18 +15,32 @@ from typing import Any
 from align import launch
 from align.artifact import Job, Manifest
 from align.gate import pass_gate, suites_index
-from align.plan import STAGES, Plan, make_plan, preflight
+from align.plan import ACCURACY, STAGES, Plan, make_plan, preflight
+from align.probe import Alarm, finding_of
+from align.ratings import rate
 from align.stages.common import METRICS
+from align.stages.rescore import RESCORE
 from conf.entry import UserError, plain
 from conf.schema import Align
 from evals.deltas import compare
+from evals.rated import FOLDER, PAGE, PAIRS, REPORT, main_figures, rated_text
 from evals.report import build_report, leaderboard_rows
 from evals.results import EvalResult
 from evals.site.card import write_card
+from evals.site.courses import looks_file
 from evals.site.curves import metrics_file
 from evals.track import Tracker, redact
 from evals.worker import request_to_json
-from reward.store import MANIFEST, build_once, content_key, is_complete, read_json, write_json
+from reward.looks import LOOKS
+from reward.store import (
+    MANIFEST,
+    build_once,
+    content_key,
+    fingerprint,
+    is_complete,
+    read_json,
+    write_json,
+)
 from reward.versions import AUDIT
 
 # Overrides that say which run this is or where it goes, not which arm of the experiment.
@@ -52,15 +66,21 @@ def run(config: Align, overrides: list[str]) -> float | None:
     stages = [experiment.train(job) for job in plan.jobs]
     if config.launch.node_rank > 0:
         return None  # machine 0 evaluates
+    rewards = experiment.rate()
     results = experiment.evaluate()
-    experiment.record(stages, results, started)
+    experiment.record(stages, results, rewards, started)
     runs = Path(config.paths.root) / "runs" / config.name
     page = build_report(runs, Path(config.paths.root) / "report" / config.name)
     experiment.tracker.leaderboard(leaderboard_rows(runs))
     if summary := _summary(results, config, plan.final):
         print(summary)
+    for job in plan.jobs:
+        if finding := finding_of(job.out):
+            print(f"{job.stage:10} {finding.verdict}: {finding.sentence()}")
+    for figures in rewards.values():
+        print(f"reward model: {rated_text(figures)}")
     print(page.resolve())
-    return _objective(results, config, plan)
+    return _objective(results, rewards, config, plan)
 
 
 def _plan_text(plan: Plan, root: Path) -> str:
@@ -93,6 +113,8 @@ class _Run:
         record = plain(config)
         for key in ("paths", "track", "plan_only", "title", "offline"):
             del record[key]
+        if config.probe is None:
+            del record["probe"]
         record["launch"] = {"processes": config.launch.nnodes * config.launch.nproc_per_node}
         self.key = content_key(record)
         self.label = ", ".join(o.lstrip("+") for o in overrides if not _NOT_AN_ARM.match(o))
@@ -134,6 +156,7 @@ class _Run:
             else:
                 build_once(job.out, lambda partial: self._train_once(job, partial))
         manifest = Manifest.load(job.out)
+        finding = finding_of(job.out)
         return {
             "stage": job.stage,
             "key": job.key,
@@ -143,21 +166,37 @@ class _Run:
             "data": manifest.data,
             "method": job.peft.method if job.peft.method != "none" else "full",
             "parameters": manifest.parameters,
+            **({"overoptimization": finding.to_json()} if finding else {}),
+            "rescored": manifest.rescored,
         }
 
     def _train_once(self, job: Job, partial: Path) -> dict[str, Any]:
         name = f"{self.label} {job.stage}".strip()
         with self.tracker.run(name, "train") as live:
-            rows = _Tail(partial / METRICS)
+            rows, looks, alarm = _Tail(partial / METRICS), _Tail(partial / LOOKS), Alarm(job.stage)
 
             def mirror() -> None:
-                for row in rows.new():
-                    live.log(_without(row, "step"), step=int(row["step"]))
+                logged = [(int(row["step"]), _without(row, "step")) for row in rows.new()]
+                logged += [(int(row["step"]), alarm.hear(row)) for row in looks.new()]
+                for step, values in sorted(logged, key=lambda one: one[0]):  # W&B goes forward only
+                    live.log(values, step=step)
 
             self._start(job, partial, mirror)
             manifest: dict[str, Any] = read_json(partial / MANIFEST)
+            if program := STAGES[job.stage].check:
+                manifest["rescored"] = self._check(program, job, partial)
             live.summarise(manifest["metrics"] | {"key": job.key})
+            if finding := finding_of(partial):
+                live.summarise({"probe/finding": finding.verdict, "probe/told": finding.sentence()})
         return manifest
+
+    def _check(self, program: str, job: Job, partial: Path) -> dict[str, Any]:
+        """What a fresh process finds in what a stage made; it fails when that is not what was trained."""
+        log = self.folder / "logs" / f"{job.stage}-check.log"
+        launch.run(launch.command(program, [str(partial)]), f"{job.stage} check", log)
+        found: dict[str, Any] = read_json(partial / RESCORE)
+        (partial / RESCORE).unlink()
+        return found
 
     def _start(self, job: Job, partial: Path, watch: Callable[[], None] = lambda: None) -> None:
         settings = self.config.launch
@@ -182,6 +221,24 @@ class _Run:
                     "paths.root must be on a file system that all machines share"
                 )
             time.sleep(1)
+
+    def rate(self) -> dict[str, dict[str, float]]:
+        """The main figures of each reward model on held-out pairs, by stage; the report goes to the run's folder."""
+        found = {}
+        for job in self.plan.jobs:
+            log = self.folder / "logs" / f"{job.stage}-report.log"
+            if (report := rate(job, self.root, log)) is None:
+                continue
+            found[job.stage] = main_figures(report)
+            kept = self.folder / FOLDER / job.stage
+            kept.mkdir(parents=True, exist_ok=True)
+            if any(_differ(report / name, kept / name) for name in (REPORT, PAGE, PAIRS)):
+                self.has_worked = True
+                for name in (REPORT, PAGE, PAIRS):
+                    shutil.copyfile(report / name, kept / name)
+                title = f"{self.label} {job.stage} report".strip()
+                self.tracker.reward_model(title, found[job.stage])
+        return found
 
     def evaluate(self) -> dict[tuple[str, str, str], EvalResult]:
         """Results by (policy, quantizer, suite); what is missing is measured in one worker process."""
@@ -209,6 +266,7 @@ class _Run:
         self,
         stages: list[dict[str, Any]],
         results: dict[tuple[str, str, str], EvalResult],
+        rewards: dict[str, dict[str, float]],
         started: float,
     ) -> None:
         """Copy results and training logs into the run's folder, write `run.json`, and a model card beside it.
@@ -231,10 +289,11 @@ class _Run:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.audits[job.stage] / AUDIT, folder / AUDIT)
             shutil.copyfile(job.data / MANIFEST, folder / MANIFEST)
-            if (log := job.out / METRICS).is_file():
-                kept = metrics_file(self.folder, job.stage)
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(log, kept)
+            for name, place in ((METRICS, metrics_file), (LOOKS, looks_file)):
+                if (log := job.out / name).is_file():
+                    kept = place(self.folder, job.stage)
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(log, kept)
         config = self.config
         write_json(self.folder / "config.json", redact(plain(config)))
         record = {
@@ -256,6 +315,7 @@ class _Run:
             "stages": stages,
             "policies": list(self.plan.policies),
             "evaluations": evaluations,
+            "rewards": rewards,
             "provenance": provenance(),
         }
         write_json(self.folder / "run.json", redact(record))
@@ -301,6 +361,10 @@ def _findings_line(audit: Path, rows: set[int]) -> str:
     )
 
 
+def _differ(file: Path, kept: Path) -> bool:
+    return not kept.is_file() or fingerprint(file) != fingerprint(kept)
+
+
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.=_-]+", "-", text)[:80].strip("-")
 
@@ -325,9 +389,14 @@ def _summary(results: dict[tuple[str, str, str], EvalResult], config: Align, fin
 
 
 def _objective(
-    results: dict[tuple[str, str, str], EvalResult], config: Align, plan: Plan
+    results: dict[tuple[str, str, str], EvalResult],
+    rewards: dict[str, dict[str, float]],
+    config: Align,
+    plan: Plan,
 ) -> float | None:
     wanted = config.evaluation.objective
+    if wanted == ACCURACY:
+        return rewards["rm"]["accuracy"]
     if wanted:
         for (policy, quantizer, suite), result in results.items():
             for score in result.scores:

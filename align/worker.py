@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 from align.artifact import Job
-from align.launch import die_with_parent
 from align.plan import STAGES
 from conf.entry import plainly
-from evals import network
+from reward import network
+from reward.child import die_with_parent
 from reward.store import read_json
 
 

@@ -23,9 +23,11 @@ FLAGS_WITH_VALUE = {
 # name of a task or metric.
 _PASSTHROUGH = re.compile(r"^(?=[a-z_.0-9]+\.(?:args|gen_kwargs|margins|clusters)\.)")
 
-# A set by a name of the user's, such as `suite.prompts.mine.source=FILE`: OmegaConf can make a typed entry of a
-# dictionary out of a whole value only.
-_NAMED = re.compile(r"^\+{0,2}([a-z_.0-9-]+\.(?:prompts|texts))\.([\w-]+)\.(\w+)=(.*)$", re.DOTALL)
+# An entry by a name of the user's, such as `suite.prompts.mine.source=FILE` or `reward.terms.mine.args.path=FOLDER`:
+# OmegaConf can make a typed entry of a dictionary out of a whole value only.
+_NAMED = re.compile(
+    r"^\+{0,2}([a-z_.0-9-]+\.(?:prompts|texts|terms))\.([\w-]+)\.(\w+(?:\.\w+)*)=(.*)$", re.DOTALL
+)
 
 
 def arranged(given: list[str]) -> list[str]:
@@ -44,15 +46,26 @@ def _is_override(argument: str) -> bool:
 def _gathered(overrides: list[str]) -> list[str]:
     """The overrides, those of one named set as one: `++suite.prompts={mine:{source:FILE,limit:9}}`."""
     kept: list[str] = []
-    named: dict[tuple[str, str], list[str]] = {}
+    named: dict[tuple[str, str], dict[str, Any]] = {}
     for override in overrides:
         if found := _NAMED.match(override):
             place, name, key, value = found.groups()
-            named.setdefault((place, name), []).append(f"{key}:{value}")
+            *parents, leaf = key.split(".")
+            node = named.setdefault((place, name), {})
+            for parent in parents:
+                inner = node.get(parent)
+                node[parent] = node = inner if isinstance(inner, dict) else {}
+            node[leaf] = value
         else:
             kept.append(override)
-    sets = [f"++{place}={{{name}:{{{','.join(keys)}}}}}" for (place, name), keys in named.items()]
-    return kept + sets
+    return kept + [f"++{place}={{{name}:{_braced(keys)}}}" for (place, name), keys in named.items()]
+
+
+def _braced(value: Any) -> str:
+    """Nested dictionaries as Hydra writes them; what is in them is as it was typed."""
+    if not isinstance(value, dict):
+        return str(value)
+    return "{" + ",".join(f"{key}:{_braced(inner)}" for key, inner in value.items()) + "}"
 
 
 def problem(given: list[str], program: str, schema: type[Any]) -> str | None:

@@ -227,6 +227,21 @@ class Scorer:
 
 
 @dataclass
+class Serving:
+    """A reward model behind HTTP, and what it may be asked."""
+
+    model: Scorer = field(default_factory=Scorer)
+    host: str = "127.0.0.1"  # 0.0.0.0: every address of this machine
+    port: int = 8700  # 0: any free one
+    api_key_env: str | None = None  # environment variable with the key that clients must send
+    max_wait_ms: float = 5.0  # that a row waits for others, to be scored together
+    max_rows: int = 256  # of a request
+    max_queue: int = 4096  # rows that may wait; further requests are told to come again
+    max_body_bytes: int = 8 * 2**20  # of a request
+    timeout: float = 60.0  # seconds from a request's head to its scores
+
+
+@dataclass
 class Text:
     """Held-out text whose likelihood is measured."""
 
@@ -282,7 +297,7 @@ class Evaluation:
     margins: dict[str, float] = field(default_factory=dict)
     # the hypotheses over which Holm's correction is made, TASK or TASK/METRIC; default: each suite's main metrics
     family: list[str] = field(default_factory=list)
-    # SUITE/TASK/METRIC of the last policy, returned to a sweeper; default: mean gain
+    # SUITE/TASK/METRIC of the last policy, or rewards/rm/accuracy, returned to a sweeper; default: mean gain
     objective: str | None = None
 
 
@@ -407,15 +422,19 @@ class Pick(Enum):
         "accept"  # rejection sampling: every one at or above `min_score`, the best `keep` of them
     )
     pairs = "pairs"  # preference pairs, as reward.pairs makes them
+    all = "all"  # every completion with its rewards, such as reward.overoptimization reads
 
 
 @dataclass
 class Ranking(Sampling):
     """Completions drawn from a model (or read from a file of `evals.sample`), ranked by a reward."""
 
+    model: Model = field(default_factory=lambda: Model(path=""))  # none: only with `samples`
+    source: str = ""  # as above; with `samples` it only says what is known of their prompts
     samples: str | None = None  # file of completions; None: drawn first, into OUT.samples.jsonl
     reward: Reward = field(default_factory=Reward)
     pick: Pick = Pick.best
+    drop_cut: bool = False  # leave out completions that `max_new_tokens` cut off
     min_score: float | None = None  # pick=accept: least reward of a kept completion
     keep: int = 1  # pick=accept: most completions kept of a prompt
     pairing: str = "best_worst"  # pick=pairs: a method in reward.pairs.METHODS

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from conf.entry import entry
 from conf.schema import Evals
-from evals import network
+from reward import network
 
 
 @entry("evals", Evals)

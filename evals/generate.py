@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reward.prompts import Asked
 from reward.records import Prompt
 from reward.store import content_key
 
@@ -22,7 +23,7 @@ class Completion:
     finish: str  # "eos": the model ended it; "length": it was cut off
 
 
-def seed_of(seed: int, prompt: Prompt, index: int) -> int:
+def seed_of(seed: int, prompt: Prompt | Asked, index: int) -> int:
     """The seed of a prompt's `index`-th completion, in 64 bits."""
     return int(content_key([seed, prompt.prompt, prompt.tools, index]), 16)
 
@@ -68,7 +69,7 @@ class Generator:
         """Tokens that the model can see, where its configuration tells."""
         return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt | Asked) -> list[int]:
         """The token ids of a prompt, up to where the assistant is to speak."""
         encoded = self._tokenizer.apply_chat_template(
             prompt.prompt,
@@ -80,20 +81,11 @@ class Generator:
         return list(encoded["input_ids"])
 
     def complete(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Completion]:
-        """One completion of each prompt, as text; see `sample`."""
-        return [
-            Completion(
-                self._tokenizer.decode(ids, skip_special_tokens=True),
-                len(ids),
-                "eos" if is_ended else "length",
-            )
-            for ids, is_ended in self.sample(prompts, seeds)
-        ]
+        """One completion of each prompt; see `tokens`."""
+        return [self.completion(ids) for ids in self.tokens(prompts, seeds)]
 
-    def sample(
-        self, prompts: Sequence[list[int]], seeds: Sequence[int]
-    ) -> list[tuple[list[int], bool]]:
-        """One completion of each prompt: its token ids, and whether the model ended it, with an end token as the last.
+    def tokens(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[list[int]]:
+        """The token ids that the model says after each prompt, the ending one among them.
 
         Args:
             prompts: token ids, see `encode`.
@@ -113,12 +105,20 @@ class Generator:
                 attention_mask=torch.tensor(is_token, device=device),
                 logits_processor=LogitsProcessorList(self._processors(seeds, device)),
             )
-        return [self._cut(ids) for ids in output[:, width:].tolist()]
+        return [self._ended(ids) for ids in output[:, width:].tolist()]
 
-    def _cut(self, ids: list[int]) -> tuple[list[int], bool]:
-        """The ids up to the first end token."""
-        end = next((place for place, token in enumerate(ids) if token in self._ends), None)
-        return (ids, False) if end is None else (ids[: end + 1], True)
+    def _ended(self, ids: list[int]) -> list[int]:
+        end = next((place for place, token in enumerate(ids) if token in self._ends), len(ids))
+        return ids[: end + 1]
+
+    def completion(self, ids: list[int]) -> Completion:
+        """What `tokens` gave, as text."""
+        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return Completion(text, len(ids), "eos" if self.is_ended(ids) else "length")
+
+    def is_ended(self, ids: list[int]) -> bool:
+        """Whether the model ended by itself what `tokens` gave."""
+        return ids[-1] in self._ends
 
     def _processors(self, seeds: Sequence[int], device: Any) -> list[Any]:
         from transformers import TemperatureLogitsWarper, TopPLogitsWarper

@@ -1,6 +1,7 @@
 """A suite's further metrics: what a task generated, against its references."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def check_groups(suite: Suite, groups: list["Group"]) -> None:
     """Refuse metrics that would say nothing, before a model is loaded.
 
     Raises:
-        UserError: when nothing is generated, or a task has no reference for a metric that needs one.
+        UserError: when nothing is generated, or a task has no reference or column for a metric that needs one.
     """
     if suite.metrics and not any(wanted(suite, group) for group in groups):
         raise UserError(
@@ -55,6 +56,20 @@ def check_groups(suite: Suite, groups: list["Group"]) -> None:
                 f"{group.name}: {', '.join(needing)} compare answers with references, and none of its "
                 f"{group.size} documents has one; give the rows a `reference`, or set suite.metrics to some of {free}"
             )
+        for name in wanted(suite, group):
+            column = METRICS[name].needs_column
+            if column and not any(column in document for document in _documents(group)):
+                raise UserError(
+                    f"{group.name}: {name} needs the column {column!r}, and none of its {group.size} documents has it; "
+                    f"give the rows that column, or leave {name} out of suite.metrics"
+                )
+
+
+def _documents(group: "Group") -> Iterator[dict[str, Any]]:
+    """What is known of the documents that are scored."""
+    for name, task in group.tasks.items():
+        for number in group.documents[name]:
+            yield facts_of(task.eval_docs[number])
 
 
 def references_of(task: Any, document: Any) -> list[str]:
@@ -66,6 +81,13 @@ def references_of(task: Any, document: Any) -> list[str]:
         return []
     targets = target if isinstance(target, list) else [target]
     return [text for text in map(str, targets) if text]
+
+
+def facts_of(document: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a document; of a prompt's, those that its row had besides, see `reward.records.Prompt`."""
+    if not (packed := document.get("facts")):
+        return document
+    return document | dict(json.loads(packed))
 
 
 def answer_of(row: dict[str, Any]) -> str | None:
@@ -95,13 +117,13 @@ def measured(
         numbers = [i for i, row in enumerate(rows) if row["filter"] == filter_name]
         answers = [answer_of(rows[i]) for i in numbers]
         references = [references_of(tasks[i], rows[i]["doc"]) for i in numbers]
+        facts = [facts_of(rows[i]["doc"]) for i in numbers]
         for name in wanted(suite, group):
             if name in rows[numbers[0]]["metrics"]:
                 continue
             options = dict(zip(("model", "tokenizer"), reader, strict=True))
-            whole = metrics.measure(
-                name, answers, references, **(options if name == "perplexity" else {})
-            )
+            further = options if name == "perplexity" else {}
+            whole = metrics.measure(name, answers, references, facts, **further)
             values = dict(zip(numbers, whole.values, strict=True))
             columns.append(Column(label_of(name, filter_name), name, whole, values))
     return columns

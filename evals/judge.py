@@ -16,10 +16,9 @@ from evals.verdicts import ORDERS, Bench, preference_of
 from evals.winrate import report
 from reward.chat import Endpoint, check_url, key_of
 from reward.command import at_least_one, at_least_zero, check_out, written_whole
+from reward.intervals import wilson
 from reward.store import write_json
 from reward.turns import Row, make_turn
-
-_Z = 1.959964  # of a 95 % interval
 
 
 @dataclass
@@ -76,17 +75,8 @@ def order_facts(found: list[dict[str, str | None]]) -> dict[str, Any]:
     }
 
 
-def wilson(rate: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `n`."""
-    if not n:
-        return math.nan, math.nan
-    middle = (rate + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z * math.sqrt(rate * (1 - rate) / n + (_Z / (2 * n)) ** 2) / (1 + _Z**2 / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def by_reward_model(model: Any, matches: list[Match]) -> Sitting:
-    """Judge with a `reward.model.RewardModel`: the preference is the logistic of the difference of the scores.
+    """Judge with a reward model: the preference is the logistic of the difference of the scores.
 
     That is the Bradley–Terry probability on which such a model is trained. A conversation that is longer than the model
     can see has no score: a gap.
@@ -202,10 +192,10 @@ def _check_judge(given: argparse.Namespace) -> None:
 def _sit(given: argparse.Namespace, matches: list[Match]) -> tuple[str, Sitting]:
     """The judge's name and what it said."""
     if given.reward_model is not None:
-        from reward.model import RewardModel
+        from reward.ensemble import open_model
 
-        model = RewardModel.load(
-            given.reward_model, batch_size=given.batch_size, max_length=given.max_length
+        model = open_model(
+            given.reward_model, batch_tokens=given.batch_tokens, max_length=given.max_length
         )
         return given.reward_model, by_reward_model(model, matches)
     endpoint = Endpoint(
@@ -236,12 +226,17 @@ def parser() -> argparse.ArgumentParser:
     add("answers", metavar="ANSWERS", help="answers of the model to the same prompts")
     add("out", metavar="OUT.jsonl", type=Path, help="judgements, for python -m evals.winrate")
     add("--names", nargs=2, metavar=("BASELINE", "MODEL"), help="default: from the files")
-    add("--reward-model", metavar="PATH", help="judge with a reward model: folder or hub id")
     add(
-        "--batch-size",
+        "--reward-model",
+        metavar="PATH",
+        help="judge with a reward model: folder, hub id, or http(s)://HOST:PORT",
+    )
+    add(
+        "--batch-tokens",
         type=at_least_one,
-        default=16,
-        help="conversations scored together (%(default)s)",
+        default=4096,
+        metavar="N",
+        help="tokens that a reward model scores together, padding among them (%(default)s)",
     )
     add(
         "--max-length",

@@ -8,12 +8,13 @@ import functools
 import importlib
 import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
+from reward.verify import VERIFIERS
 
 # What an answer adds to a metric: a value whose mean is the metric, or (value, weight, scale) as in
 # `evals.pairing.Sample.weighted`. None is a gap: nothing can be said of this answer.
@@ -24,7 +25,8 @@ Value = float | tuple[float, float, str] | None
 class Metric:
     """A metric of generated text.
 
-    `scorer` is "module:function" in evals.measures: (answers, references of each) → a `Value` for each answer.
+    `scorer` is "module:function" in evals.measures: (answers, references of each) → a `Value` for each answer. A
+    `verifier` is a name in `reward.verify.VERIFIERS`, whose `needs` is a document's references or a column of it.
     """
 
     scorer: str
@@ -32,12 +34,31 @@ class Metric:
     library: str | None = None  # package whose version decides the number
     needs_reference: bool = True
     higher_is_better: bool = True
+    verifier: str | None = None
+
+    @property
+    def needs_column(self) -> str | None:
+        """The column of a document without which the metric says nothing."""
+        need = VERIFIERS[self.verifier].needs if self.verifier else None
+        return None if need == "references" else need
 
 
 _SHARE, _POINTS = "0 to 1", "0 to 100"
 
+
+def _verified(name: str) -> Metric:
+    verifier = VERIFIERS[name]
+    return Metric(
+        "verified:scores",
+        _SHARE,
+        verifier.library,
+        needs_reference=verifier.needs == "references",
+        verifier=name,
+    )
+
+
 METRICS = {
-    "exact_match": Metric("overlap:exact_match", _SHARE),
+    "exact_match": _verified("exact"),
     "squad_em": Metric("overlap:squad_em", _SHARE),
     "f1": Metric("overlap:f1", _SHARE),
     "rouge1": Metric("overlap:rouge1", _SHARE, "rouge_score"),
@@ -45,9 +66,11 @@ METRICS = {
     "rougeL": Metric("overlap:rouge_l", _SHARE, "rouge_score"),
     "bleu": Metric("corpus:bleu", _POINTS, "sacrebleu"),
     "chrf": Metric("corpus:chrf", _POINTS, "sacrebleu"),
-    "math": Metric("maths:equivalent", _SHARE, "math-verify"),
-    "json_valid": Metric("structured:json_valid", _SHARE, needs_reference=False),
-    "json_exact": Metric("structured:json_exact", _SHARE),
+    "math": _verified("math"),
+    "json_valid": _verified("json_valid"),
+    "json_exact": _verified("json_exact"),
+    "json_schema": _verified("json_schema"),
+    "ifeval": _verified("ifeval"),
     "perplexity": Metric(
         "fluency:perplexity",
         "from 1, per token",
@@ -101,7 +124,11 @@ def load(name: str) -> Any:
 
 
 def measure(
-    name: str, answers: Sequence[str | None], references: Sequence[Sequence[str]], **options: Any
+    name: str,
+    answers: Sequence[str | None],
+    references: Sequence[Sequence[str]],
+    facts: Sequence[Mapping[str, Any]] | None = None,
+    **options: Any,
 ) -> Measurement:
     """Score answers against their references; see `load`.
 
@@ -109,6 +136,7 @@ def measure(
         name: a name in METRICS.
         answers: the generated texts; None for one that failed, which is a gap. Shape (n,).
         references: the right answers of each; none is a gap for a metric that needs one. Shape (n, any).
+        facts: the columns of each document, for a metric that needs one of them. Shape (n,).
         options: what the metric takes besides.
     """
     is_needed = METRICS[name].needs_reference
@@ -123,6 +151,9 @@ def measure(
     inputs: dict[str, Any] = {"predictions": [_encodable(answer) for answer in usable.values()]}
     if is_needed:
         inputs["references"] = [[_encodable(text) for text in references[i]] for i in usable]
+    if METRICS[name].verifier:
+        options["verifier"] = METRICS[name].verifier
+        options["facts"] = None if facts is None else [facts[i] for i in usable]
     found = load(name).compute(**inputs, **options)
     for number, value in zip(usable, found["values"], strict=True):
         values[number] = value

@@ -1,7 +1,6 @@
 """Open a model for measurement, in the format asked for, and free the device afterwards."""
 
 import contextlib
-import functools
 import gc
 import json
 import logging
@@ -16,17 +15,10 @@ from conf.schema import Model
 from evals.gguf import convert, converted_folder
 from evals.quantize import find, loading_options, trying
 from reward.gguf import gguf_file, is_gguf
-from reward.store import MANIFEST, content_key, fingerprint
+from reward.store import fingerprint
+from reward.weights import content, is_local
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-_LOADED = {
-    ".safetensors",
-    ".json",
-    ".model",
-    ".txt",
-    ".jinja",
-    ".tiktoken",
-}  # endings of what is loaded
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 
 
@@ -34,11 +26,6 @@ def quiet() -> None:
     """Keep the libraries' warnings out of the progress: they concern options set here on purpose."""
     for name in ("lm_eval", "bitsandbytes", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def is_local(path: str) -> bool:
-    """Whether a model path means a folder on this machine rather than a hub id."""
-    return path.startswith((".", "/", "~")) or Path(path).expanduser().is_dir()
 
 
 def check(model: Model, quantizer: str = "none") -> None:
@@ -105,44 +92,13 @@ def identity(model: Model, cache: Path) -> dict[str, Any]:
     if is_gguf(model.path):
         weights = converted_folder(model.path, cache).name
     else:
-        weights = _content(model.path, model.revision, cache)
+        weights = content(model.path, model.revision, cache)
     return {
         "weights": weights,
-        "adapter": model.adapter and _content(model.adapter, None, cache),
+        "adapter": model.adapter and content(model.adapter, None, cache),
         "dtype": model.dtype.value,
         "chat_template": model.chat_template and fingerprint(Path(model.chat_template)),
     }
-
-
-def _content(path: str, revision: str | None, cache: Path) -> str:
-    """Hash of what is loaded from a local folder, wherever it stands; id and commit of anything on the hub."""
-    if not is_local(path):
-        return f"{path}@{hub_commit(path, revision)}"
-    # Not the key in its manifest: a model trained again, or edited by hand, has other bytes under the same key.
-    folder = Path(path).expanduser()
-    files = [file for file in folder.glob("*") if file.suffix in _LOADED and file.name != MANIFEST]
-    files += folder.glob("additional_chat_templates/*.jinja")
-    known = cache / "fingerprints.json"
-    return content_key(
-        sorted((str(file.relative_to(folder)), fingerprint(file, known)) for file in files)
-    )
-
-
-@functools.cache
-def hub_commit(repository: str, revision: str | None, kind: str = "model") -> str:
-    """The commit that a hub revision means: asked from the hub, else from the local cache, else the name itself."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    if not constants.HF_HUB_OFFLINE:
-        with contextlib.suppress(Exception):  # any network trouble: the cache decides
-            from huggingface_hub import HfApi
-
-            info = HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=5)
-            return str(info.sha)
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type=kind)
-    ref = folder / "refs" / (revision or "main")
-    return ref.read_text().strip() if ref.is_file() else (revision or "main")
 
 
 def local_path(model: Model, cache: Path) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from conf.entry import UserError, entry
 from conf.schema import Kind, Model, Prefetch, Source, Suite, TaskSource, Text
-from evals import network, punkt
+from evals import punkt
+from reward import network
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ def fetch(suite: Suite, model: Model | None, root: Path) -> Iterator[Item]:
 
 
 def _model(model: Model, cache: Path) -> Iterator[Item]:
-    from evals.models import check, is_local, load_tokenizer
+    from evals.models import check, load_tokenizer
     from reward.gguf import gguf_file, is_gguf
+    from reward.weights import is_local
 
     check(model)
     parts = {"model": (model.path, model.revision)}

@@ -4,10 +4,11 @@ import importlib.util
 from typing import Any
 
 from conf.entry import UserError
-from evals import network
+from evals.generated import facts_of
+from reward import network
 
 # Instructions whose checks cut text into sentences or words; the others count with regular expressions.
-_NEEDED_BY = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
+NEEDED_BY = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
 
 
 def spare_downloads() -> None:
@@ -44,7 +45,7 @@ def require(name: str, tasks: dict[str, Any], documents: dict[str, list[int]]) -
 
 
 def _needs(rows: Any, numbers: list[int]) -> bool:
-    if "instruction_id_list" not in (getattr(rows, "column_names", None) or ()):
+    if {"instruction_id_list", "facts"}.isdisjoint(getattr(rows, "column_names", None) or ()):
         return False
-    instructions = rows["instruction_id_list"]
-    return any(not _NEEDED_BY.isdisjoint(instructions[number]) for number in numbers)
+    instructions = (facts_of(rows[number]).get("instruction_id_list") or [] for number in numbers)
+    return any(not NEEDED_BY.isdisjoint(names) for names in instructions)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from conf.entry import UserError, plainly
 from evals.leaderboard import boards, leaderboard_rows
+from evals.rated import rated
 from evals.runs import load_runs
 from evals.site import armpage, card, datapage, page, samplespage, tables
 from evals.site.places import DATA, INDEX, places
@@ -54,6 +55,9 @@ def _files(runs: Path, margin: float | None) -> Iterator[tuple[str, str]]:
     for place in arms:
         for subject, path in place.samples.items():
             yield path, samplespage.render(place, subject, runs)
+        for one in rated(place.arm.runs):
+            if one.page:
+                yield one.page, one.report.read_text(encoding="utf-8")
         yield place.card, card.card(place.arm)
         yield place.page, armpage.render(place)
     if data:

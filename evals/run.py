@@ -46,6 +46,7 @@ class KindOfSuite:
 
 
 _MODEL_CODE = ("gguf.py", "models.py", "quantize.py")
+_REWARD_CODE = ("demo.py", "verifiers")
 _MODEL_LIBRARIES = ("torch", "transformers", "tokenizers", "peft")
 
 KINDS = {
@@ -109,7 +110,9 @@ class Request:
                 "reference": self.reference_identity(cache),
                 "reader": (reader := reader_of(self.suite)) and identity(reader, cache),
                 "suite": self._suite(cache),
-                "code": source_key(*code, _PACKAGE.parent / "reward" / "demo.py"),
+                "code": source_key(
+                    *code, *(_PACKAGE.parent / "reward" / name for name in _REWARD_CODE)
+                ),
                 "included": taskfiles.content(self.suite.include_path, cache),
                 "versions": versions(*libraries),
                 "accelerator": shutil.which("nvidia-smi") is not None,

@@ -41,6 +41,7 @@ class Run:
     seconds: float | None = None
     model: dict[str, Any] = field(default_factory=dict)
     stages: list[dict[str, Any]] = field(default_factory=list)
+    rewards: dict[str, dict[str, Any]] = field(default_factory=dict)  # stage → figures, evals.rated
     provenance: dict[str, Any] = field(default_factory=dict)
     # An evaluation that cannot be read is the reason why, so that one lost file costs one cell.
     results: dict[tuple[Variant, str], EvalResult | str] = field(default_factory=dict)
@@ -137,6 +138,7 @@ _OPTIONAL_KINDS: dict[str, tuple[type, ...]] = {
     "seconds": (int, float, type(None)),
     "model": (dict,),
     "stages": (list,),
+    "rewards": (dict,),
     "provenance": (dict,),
 }
 

@@ -1,7 +1,6 @@
 """`python -m evals.sample model.path=… source=… out=…`: completions of prompts, drawn from a model."""
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +11,17 @@ from conf.schema import Sampling
 
 if TYPE_CHECKING:
     from evals.generate import Generator
-    from reward.records import Prompt, Record
+    from reward.records import Prompt
     from reward.turns import Row
 
 _PACKAGE = Path(__file__).parent
 # A change in these files can change a row.
 _CODE = [
     *(_PACKAGE / name for name in ("generate.py", "gguf.py", "models.py", "quantize.py")),
-    *(_PACKAGE.parent / "reward" / name for name in ("records.py", "turns.py", "demo.py")),
+    *(
+        _PACKAGE.parent / "reward" / name
+        for name in ("prompts.py", "records.py", "turns.py", "demo.py")
+    ),
 ]
 
 
@@ -38,15 +40,17 @@ def sample(config: Sampling) -> dict[str, Any]:
     from evals.journal import continued
     from evals.models import check, free_device, open_model
     from evals.quantize import QuantizerUnavailable, find
+    from reward.prompts import key_of
+    from reward.samples import check_sampling
 
-    _check(config)
+    check_sampling(config)
     find(config.quant)
     check(config.model)
     prompts, left_out = read_prompts(config)
     cache = Path(config.paths.root) / "cache"
     with continued(Path(config.out), settings(config, cache)) as journal:
-        present = {_key(row["prompt"], row.get("tools")) for row in journal.rows}
-        todo = [prompt for prompt in prompts if _key(prompt.prompt, prompt.tools) not in present]
+        present = {key_of(row["prompt"], row.get("tools")) for row in journal.rows}
+        todo = [prompt for prompt in prompts if key_of(prompt.prompt, prompt.tools) not in present]
         if todo:
             try:
                 with open_model(config.model, config.quant, cache) as (model, tokenizer):
@@ -61,22 +65,6 @@ def sample(config: Sampling) -> dict[str, Any]:
         facts = _facts(journal.rows, len(present)) | {"left_out": dict(left_out)}
         journal.write_manifest(is_complete=True, **facts, **_origin(config))
     return facts
-
-
-def _check(config: Sampling) -> None:
-    """Refuse numbers that mean nothing."""
-    for name in ("n", "max_new_tokens", "batch_size", "limit"):
-        number = getattr(config, name)
-        if number is not None and number < 1:
-            raise UserError(f"{name}={number} must be at least 1")
-    if not 0 <= config.temperature < math.inf:
-        raise UserError(f"temperature={config.temperature} must be 0 or a positive number")
-    if not 0 < config.top_p <= 1:
-        raise UserError(f"top_p={config.top_p} must be above 0 and at most 1")
-    if config.temperature == 0 and config.n > 1:
-        raise UserError(
-            f"temperature=0 would write {config.n} equal completions of each prompt: set n=1, or a temperature"
-        )
 
 
 def settings(config: Sampling, cache: Path) -> dict[str, Any]:
@@ -108,63 +96,12 @@ def read_prompts(config: Sampling) -> tuple[list["Prompt"], Counter[str]]:
     Raises:
         UserError: when more than `max_bad_fraction` of the rows cannot be used, with the first reason.
     """
-    from conf.passthrough import did_you_mean
-    from reward.readers import parse
-    from reward.records import NORMALISERS, detect
-    from reward.sources import open_rows
-    from reward.turns import BadRow
+    from reward import prompts
+    from reward.records import Prompt
 
-    if config.format not in (*NORMALISERS, "auto"):
-        hint = did_you_mean(config.format, [*NORMALISERS, "auto"])
-        raise UserError(
-            f"there is no format {config.format!r}.{hint} There are: auto, {', '.join(NORMALISERS)}"
-        )
-    found: dict[str, Prompt] = {}
-    left_out = Counter(unusable=0, repeated=0, too_long=0)
-    first, rows = "", 0
-    for place, raw in open_rows(config, "sample"):
-        rows += 1
-        try:
-            row: Row = parse(raw)
-            name = detect(row) if config.format == "auto" else config.format
-            prompt = prompt_of(NORMALISERS[name](row))
-        except BadRow as error:
-            left_out["unusable"] += 1
-            first = first or f"{place}: {error}"
-            continue
-        left_out["repeated"] += (key := _key(prompt.prompt, prompt.tools)) in found
-        found[key] = prompt
-        if len(found) == config.limit:
-            break
-    if left_out["unusable"] > config.max_bad_fraction * rows:
-        raise UserError(
-            f"{left_out['unusable']} of {rows} rows cannot be used, more than max_bad_fraction="
-            f"{config.max_bad_fraction} allows; the first: {first}"
-        )
-    if not found:
-        raise UserError(f"source={config.source!r} has no rows")
-    return list(found.values()), left_out
-
-
-def prompt_of(record: "Record") -> "Prompt":
-    """What the assistant is to answer: the turns before the last answer.
-
-    Raises:
-        BadRow: when nobody has asked anything.
-    """
-    from reward.records import Conversation, Prompt
-    from reward.turns import BadRow
-
-    turns = record.messages[:-1] if isinstance(record, Conversation) else record.prompt
-    if turns[-1]["role"] not in ("user", "tool"):
-        raise BadRow(f"before the answer is no turn of a user, but of {turns[-1]['role']!r}")
-    return Prompt(turns, None, record.tools)
-
-
-def _key(prompt: Any, tools: Any) -> str:
-    from reward.store import content_key
-
-    return content_key([prompt, tools])
+    found, left_out = prompts.read_prompts(config, "sample", config.max_bad_fraction)
+    left_out["too_long"] = 0
+    return [Prompt(asked.prompt, None, asked.tools) for asked in found.values()], left_out
 
 
 def _completed(

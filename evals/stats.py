@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evals.intervals import Clusters, by_cluster, estimate, is_binary, stderr
-from evals.resampling import bootstrap, sign_flips
+from reward.intervals import Clusters, by_cluster, combined, estimate, is_binary, stderr
+from reward.resampling import bootstrap, sign_flips
 
 SCALES = ("mean", "perplexity", "bits_per_byte")  # see `contributions`
 
@@ -48,7 +48,7 @@ def paired(
 
     The standard error is that of the mean of the per-document differences (Miller 2024, "Adding Error Bars to Evals",
     arXiv 2411.00640, section 4.2), robust to clusters where there are any (section 2.2). The interval is Student's t
-    on it with one degree of freedom less than there are clusters; in `evals.intervals`, see `Proportions` for metrics
+    on it with one degree of freedom less than there are clusters; in `reward.intervals`, see `Proportions` for metrics
     that are 0 or 1, `_few` where few documents differ, and `_unchanged` where none does. p is the exact McNemar test
     where both sides are 0 or 1 and no cluster has two documents, else a sign-flip permutation test of the clusters.
 
@@ -153,16 +153,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def macro(found: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """Mean of independent (difference, low, high), and its interval. Tasks have equal weight.
-
-    The distances to the ends add up in squares (MOVER: Zou and Donner 2008), which for normal intervals is the usual
-    standard error of a mean, and keeps an end that an interval owes to few flips.
-    """
-    k = len(found)
-    mean = sum(difference for difference, _, _ in found) / k
-    below = math.hypot(*(difference - low for difference, low, _ in found)) / k
-    above = math.hypot(*(high - difference for difference, _, high in found)) / k
-    return mean, mean - below, mean + above
+    """Mean of independent (difference, low, high), and its interval. Tasks have equal weight."""
+    return combined(found, [1.0] * len(found))
 
 
 def rank_intervals(

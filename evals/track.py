@@ -73,6 +73,11 @@ class Tracker:
         with self.run(name, "eval") as live:
             live.summarise(found)
 
+    def reward_model(self, name: str, figures: dict[str, float]) -> None:
+        """What a reward model is worth on held-out pairs."""
+        with self.run(name, "reward") as live:
+            live.summarise({f"reward/{key}": value for key, value in figures.items()})
+
     def leaderboard(self, rows: list[dict[str, Any]]) -> None:
         """The leaderboard as a table."""
         if rows:

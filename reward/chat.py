@@ -101,7 +101,7 @@ class Endpoint:
                     raise UserError(f"the endpoint {self._shown()} answered {reason}; {advice}")
                 if reply.status_code != 429 and reply.status_code < 500:
                     raise NoAnswer(reason)
-                wanted = _retry_after(reply.headers)
+                wanted = retry_after(reply.headers)
             if attempt < self.retries:
                 if self.on_retry:
                     self.on_retry()
@@ -128,14 +128,18 @@ def _content(reply: "httpx.Response") -> str:
     return content if isinstance(content, str) else ""
 
 
-def _retry_after(headers: Mapping[str, str]) -> float:
+def retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that the server asks to wait. It may also name a date, which is left to the pause."""
     value = headers.get("Retry-After", "")
     return float(value) if re.fullmatch(r"\d+(\.\d+)?", value) else 0.0
 
 
-def key_of(variable: str | None) -> str | None:
+def key_of(variable: str | None, option: str = "--api-key-env") -> str | None:
     """The API key in an environment variable; None if no variable is named.
+
+    Args:
+        variable: the variable's name.
+        option: what names it, for messages.
 
     Raises:
         UserError: if there is none, or it cannot be a key. The message never holds it.
@@ -145,10 +149,10 @@ def key_of(variable: str | None) -> str | None:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise UserError(
-            f"--api-key-env {variable}: the environment has no such variable, or it is empty"
+            f"{option} {variable}: the environment has no such variable, or it is empty"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UserError(f"--api-key-env {variable}: its value has spaces or characters no key has")
+        raise UserError(f"{option} {variable}: its value has spaces or characters no key has")
     return key
 
 

@@ -130,8 +130,8 @@ def written_whole(out: Path) -> Iterator[Callable[[Row], int]]:
 
 
 def line_of(row: Row) -> bytes:
-    """A row as a line of JSON."""
-    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+    """A row as a line of JSON; numbers that it does not know are null, values that it does not know text."""
+    return orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def counts(found: Mapping[str, int]) -> str:

@@ -192,7 +192,7 @@ def canonical(record: Record) -> bytes:
     Raises:
         BadRow: if a field holds what JSON cannot.
     """
-    fields = {key: value for key, value in vars(record).items() if value is not None}
+    fields = {key: value for key, value in vars(record).items() if value not in (None, {})}
     try:
         return orjson.dumps(fields, default=str, option=orjson.OPT_SORT_KEYS)
     except TypeError as error:

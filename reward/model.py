@@ -4,15 +4,14 @@ The tokens are those that TRL's RewardTrainer trains on: the whole conversation 
 generation prompt, padded on the right; the score is read at the last token that is not the pad token.
 """
 
+import functools
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from conf.entry import UserError
+from reward.classifier import identity, open_classifier
 from reward.turns import Message
-
-_DTYPES = ("float32", "bfloat16")
 
 
 class RewardModel:
@@ -20,16 +19,28 @@ class RewardModel:
 
     In float32 a score does not depend on what else is in the batch, up to rounding (1e-5 on a scale from −5 to 6, of a
     135M model). In bfloat16 it does (0.2 there): enough to turn the order of two completions.
+
+    `path` is where it is from, `max_length` in tokens.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, max_length: int | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        batch_tokens: int,
+        max_length: int | None,
+        path: str,
+        revision: str | None = None,
+    ) -> None:
         config = model.config.get_text_config()
         if config.pad_token_id is None:  # the model finds the last token by it
             config.pad_token_id = tokenizer.pad_token_id
         self._pad = config.pad_token_id
         self._model = model
         self._tokenizer = tokenizer
-        self._batch_size = batch_size
+        self._batch_tokens = batch_tokens
+        self._revision = revision
+        self.path = path
         self.max_length = max_length or getattr(config, "max_position_embeddings", None)
 
     @classmethod
@@ -39,47 +50,52 @@ class RewardModel:
         *,
         revision: str | None = None,
         dtype: str = "float32",
-        batch_size: int = 16,
+        batch_tokens: int = 4096,
         max_length: int | None = None,
     ) -> "RewardModel":
         """Load a reward model to the accelerator if there is one, in evaluation mode.
 
         Args:
-            path: a folder, such as an artifact of the `rm` stage, or a hub id.
+            path: a folder, such as an artifact of the `rm` stage; a LoRA adapter with its score head; or a hub id.
             revision: hub branch, tag or commit.
             dtype: number format of the weights, float32 or bfloat16.
-            batch_size: conversations scored together.
+            batch_tokens: tokens scored together, padding among them; a longer conversation is scored alone.
             max_length: tokens of the longest conversation that gets a score; None: what the model can see.
 
         Raises:
             UserError: when there is no such model, or it is no reward model.
         """
-        for name, number in (("batch_size", batch_size), ("max_length", max_length)):
+        for name, number in (("batch_tokens", batch_tokens), ("max_length", max_length)):
             if number is not None and number < 1:
                 raise UserError(f"{name}={number} must be at least 1")
-        if dtype not in _DTYPES:
-            raise UserError(f"there is no dtype {dtype!r}. There are: {', '.join(_DTYPES)}")
-        _check_folder(path)
-        try:
-            model, tokenizer = _load(path, revision, dtype)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(f"{path} cannot be loaded as a reward model: {reason}") from error
-        if tokenizer.chat_template is None:
-            raise UserError(
-                f"the tokenizer of {path} has no chat template; add the one with which the model was trained"
-            )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return cls(model, tokenizer, batch_size, max_length)
+        model, tokenizer = open_classifier(path, revision, dtype)
+        return cls(model, tokenizer, batch_tokens, max_length, path, revision)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """What names the weights, the tokenizer and the template: a hash of files, or the commit on the hub."""
+        commit = getattr(self._model.config, "_commit_hash", None)
+        return identity(self.path, self._revision, commit)
 
     def tokenize(
         self, prompt: list[Message], completion: list[Message], tools: list[Any] | None = None
     ) -> list[int]:
-        """The token ids of a conversation, as TRL's RewardTrainer makes its `chosen_ids`."""
-        encoded = self._tokenizer.apply_chat_template(
-            prompt + completion, tools=tools, tokenize=True, return_dict=True
-        )
+        """The token ids of a conversation, as TRL's RewardTrainer makes its `chosen_ids`.
+
+        Raises:
+            UserError: when the chat template refuses it.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            encoded = self._tokenizer.apply_chat_template(
+                prompt + completion, tools=tools, tokenize=True, return_dict=True
+            )
+        except TemplateError as error:
+            start = str((prompt + completion)[0].get("content"))[:40]
+            raise UserError(
+                f"the chat template of {self.path} refuses a conversation ({error}); it begins with {start!r}"
+            ) from error
         return list(encoded["input_ids"])
 
     def score(
@@ -98,21 +114,28 @@ class RewardModel:
         Returns:
             A score for each completion; NaN where prompt and completion are longer than `max_length` tokens, because
             the score of a cut conversation is that of another one. Training leaves such rows out too.
+
+        Raises:
+            UserError: when the model gives a number that is not finite.
         """
         offered = tools or [None] * len(prompts)
         ids = [self.tokenize(*row) for row in zip(prompts, completions, offered, strict=True)]
         limit = self.max_length or math.inf
-        fitting = [place for place, row in enumerate(ids) if len(row) <= limit]
-        fitting.sort(key=lambda place: -len(ids[place]))  # little padding; the largest batch first
+        fitting = {place: len(row) for place, row in enumerate(ids) if len(row) <= limit}
         scores = [math.nan] * len(ids)
-        for start in range(0, len(fitting), self._batch_size):
-            places = fitting[start : start + self._batch_size]
-            for place, score in zip(places, self._forward([ids[p] for p in places]), strict=True):
+        for places in batches(fitting, self._batch_tokens):
+            for place, score in zip(
+                places, self.score_tokens([ids[p] for p in places]), strict=True
+            ):
                 scores[place] = score
         return scores
 
-    def _forward(self, rows: list[list[int]]) -> list[float]:
-        """The scores of one batch."""
+    def score_tokens(self, rows: list[list[int]]) -> list[float]:
+        """The scores of one batch of token ids, see `tokenize`.
+
+        Raises:
+            UserError: when the model gives a number that is not finite.
+        """
         import torch
 
         width = max(map(len, rows))
@@ -125,46 +148,27 @@ class RewardModel:
                 attention_mask=torch.tensor(is_token, device=device),
                 use_cache=False,
             ).logits  # (batch, 1)
-        return [float(score) for score in logits.squeeze(-1).float().tolist()]
+        scores = [float(score) for score in logits.squeeze(-1).float().tolist()]
+        if not all(
+            map(math.isfinite, scores)
+        ):  # a NaN would read as a conversation that is too long
+            raise UserError(
+                f"the scores of {self.path} are not finite: its weights hold NaN or infinity, or overflow; "
+                "look at the end of its training, or score with dtype float32"
+            )
+        return scores
 
 
-def _check_folder(path: str) -> None:
-    """Say what a path is instead of a model folder or a hub id."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if (folder / "adapter_config.json").is_file():
-            raise UserError(f"{path} is an adapter; merge it into its base model first")
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{path} is not a Hugging Face model folder: config.json is missing")
-    elif path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UserError(
-            f"there is no reward model {path!r}: give a model folder or a hub id (owner/name)"
-        )
+def batches(lengths: Mapping[int, int], batch_tokens: int) -> Iterator[list[int]]:
+    """Places of similar length together, the longest first, so that little is padded and memory runs out at once.
 
-
-def _load(path: str, revision: str | None, dtype: str) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
-    source: dict[str, Any] = {
-        "pretrained_model_name_or_path": str(Path(path).expanduser()),
-        "revision": revision,
-        "trust_remote_code": False,
-    }
-    config = AutoConfig.from_pretrained(**source)
-    kind = ", ".join(config.architectures or ["model without a known architecture"])
-    if "ForSequenceClassification" not in kind or config.num_labels != 1:
-        raise UserError(
-            f"{path} is a {kind} with {config.num_labels} labels, not a reward model (a sequence classifier with one "
-            "label); train one with the rm stage"
-        )
-    model, report = AutoModelForSequenceClassification.from_pretrained(
-        **source,
-        dtype=getattr(torch, dtype),
-        device_map="cuda" if torch.cuda.is_available() else "cpu",
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    if missing := report["missing_keys"]:  # they would be random numbers
-        raise UserError(f"{path} lacks weights: {', '.join(sorted(missing)[:3])}")
-    return model.eval(), AutoTokenizer.from_pretrained(**source)
+    Args:
+        lengths: tokens of each conversation, by its place.
+        batch_tokens: of a batch, padding among them; a longer conversation stands alone.
+    """
+    ordered = sorted(lengths, key=lambda place: -lengths[place])
+    start = 0
+    while start < len(ordered):
+        rows = max(1, batch_tokens // max(1, lengths[ordered[start]]))
+        yield ordered[start : start + rows]
+        start += rows

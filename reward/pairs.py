@@ -10,7 +10,7 @@ import math
 import random
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -141,14 +141,20 @@ def as_row(task: Task, pair: Pair) -> Row:
     return row | {"tools": task.tools} if task.tools else row
 
 
+def quantiles(margins: Sequence[float]) -> dict[str, float]:
+    """The smallest, the quartiles and the largest of at least one margin, by their names."""
+    import numpy as np
+
+    named = ("min", "25 %", "median", "75 %", "max")
+    return dict(zip(named, np.quantile(margins, _QUANTILES).tolist(), strict=True))
+
+
 def run(given: argparse.Namespace) -> str:
     """Write the pairs; the summary.
 
     Raises:
         UserError: if the input cannot be read, too many rows are bad, or no pair is left.
     """
-    import numpy as np
-
     check_out(given.out, given.source)
     reading = Reading(given.source, task_of, "pairs")
     dropped: Counter[str] = Counter()
@@ -168,13 +174,11 @@ def run(given: argparse.Namespace) -> str:
                 f"{given.source} gave no pair of {prompts:,} prompts (dropped: {counts(dropped)}): a "
                 "pair needs two completions of one prompt, with other texts and scores"
             )
-    quantiles = np.quantile(margins, _QUANTILES)
-    named = ("min", "25 %", "median", "75 %", "max")
     lines = [
         f"{given.out}: {len(margins):,} pairs by {given.method}, "
         f"of {reading.rows:,} rows with {prompts:,} prompts",
         f"dropped: {counts(dropped)}",
-        "margin: " + ", ".join(f"{n} {q:.4g}" for n, q in zip(named, quantiles, strict=True)),
+        "margin: " + ", ".join(f"{name} {value:.4g}" for name, value in quantiles(margins).items()),
     ]
     return "\n".join(filter(None, [*lines, reading.described()]))
 

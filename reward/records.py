@@ -4,11 +4,12 @@ A row that cannot be used raises `BadRow` with a reason that its author understa
 also reads what it made itself: a record's fields are a row of its format.
 """
 
+import contextlib
 import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from reward import turns as _turns
@@ -67,6 +68,16 @@ class Prompt:
     prompt: list[Message]
     reference: str | None = None
     tools: Tools = None
+    # further columns of its row, JSON-like, such as a verifier reads: `schema`, `instruction_id_list`, `tests`
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def references(self) -> list[str]:
+        """The right answers: those of the column `references`, or else the one reference."""
+        several = self.facts.get("references")
+        if isinstance(several, list) and all(isinstance(text, str) for text in several):
+            return [text for text in several if text]
+        return [] if self.reference is None else [self.reference]
 
 
 Record = Conversation | Preference | Rated | Prompt
@@ -97,6 +108,8 @@ _BY_KEYS = {
     "alpaca_preference": {"instruction", "chosen", "rejected"},
     "orca": {"question", "chosen", "rejected"},
 }
+
+_PROMPT_KEYS = {"prompt", "system", "history", "tools"}
 
 _LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
@@ -228,7 +241,7 @@ def kto(row: Row) -> Rated:
 
 
 def prompt(row: Row) -> Prompt:
-    """A prompt (text or messages), with an optional `reference` or `answer`."""
+    """A prompt (text or messages), with an optional `reference` or `answer`; other columns become its facts."""
     turns = opening(row) + text_or_turns(row, "prompt", "user")
     check_order(turns, "'prompt': ")
     if turns[-1]["role"] not in ("user", "tool"):
@@ -236,14 +249,54 @@ def prompt(row: Row) -> Prompt:
             f"'prompt' ends with role {turns[-1]['role']!r}, expected user or tool",
             "bad_role_order",
         )
-    tools = tools_of(row)
     key = "reference" if row.get("reference") is not None else "answer"
+    return Prompt(turns, _reference(row, key), tools_of(row), _facts(row, {*_PROMPT_KEYS, key}))
+
+
+def _reference(row: Row, key: str) -> str | None:
     value = row.get(key)
     if value is None or value == "":  # a CSV file has no other way to say none
-        return Prompt(turns, None, tools)
+        return None
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return Prompt(turns, str(value), tools)
-    return Prompt(turns, text_of(row, key), tools)
+        return str(value)
+    return text_of(row, key)
+
+
+def _facts(row: Row, understood: set[str]) -> dict[str, Any]:
+    """The columns that a record has no field for, as JSON can hold them; those of a record's own `facts` too."""
+    further = row.get("facts")
+    if isinstance(further, str) and further.startswith(
+        "{"
+    ):  # as `reward.versions.to_trl` writes it
+        with contextlib.suppress(ValueError, RecursionError):
+            further = json.loads(further)
+    if isinstance(further, dict):
+        understood = understood | {"facts"}
+    else:
+        further = {}
+    rest = {key: value for key, value in row.items() if key not in understood}
+    try:
+        found = json_like({**further, **rest})
+    except RecursionError as error:
+        raise BadRow("a column is nested too deeply") from error
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def json_like(value: Any) -> Any:
+    """The nearest value that JSON has: texts for dates and numbers beyond 64 bits, none for NaN."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {str(key): json_like(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_like(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and -(2**63) <= value < 2**64:
+        return value
+    return str(value)
 
 
 NORMALISERS: dict[str, Callable[[Row], Record]] = {

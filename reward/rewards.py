@@ -1,17 +1,33 @@
 """A reward out of its configuration: the weighted sum of verifiers, reward models and functions."""
 
 import contextlib
+import dataclasses
 import functools
-import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from conf.entry import UserError
-from conf.schema import Reward, Term
+from conf.passthrough import did_you_mean
+from conf.schema import Dtype, Reward, Scorer, Term
+from reward import functions, verify
 from reward.answers import Answer, Scoring
+from reward.functions import Function
+from reward.prompts import Asked
+from reward.records import Prompt
 from reward.turns import make_turn
-from reward.verify import VERIFIERS, check
+from reward.verifiers import aside
+from reward.verify import VERIFIERS
+
+MODEL, FUNCTION = "model", "function"  # kinds of terms beside the verifiers
+
+# Options of a term → whether it is required. `combine` and `k` are of several models, see reward.ensemble.
+_MODEL_OPTIONS = {item.name: item.name == "path" for item in dataclasses.fields(Scorer)} | {
+    "combine": False,
+    "k": False,
+}
+_FUNCTION_OPTIONS = {"function": True, "timeout": False}
 
 
 @dataclass(frozen=True)
@@ -29,17 +45,38 @@ class RewardFunction:
         self._terms = terms
 
     def __call__(self, answers: Sequence[Answer]) -> Worth:
-        """Score answers; an answer of which one term says nothing has no total."""
-        scored = {name: scoring(answers) for name, (_, scoring) in self._terms.items()}
+        """Score answers; an answer of which one term says nothing has no total.
+
+        A term of weight 0 is only recorded. Asynchronous functions run together, and while the other terms do.
+        """
+        if not answers:
+            return Worth([], {name: [] for name in self._terms})
+        waiting = {
+            name: scoring.begin(answers)
+            for name, (_, scoring) in self._terms.items()
+            if isinstance(scoring, Function)
+        }
+        now = {
+            name: scoring(answers)
+            for name, (_, scoring) in self._terms.items()
+            if name not in waiting
+        }
+        scored = {name: waiting[name]() if name in waiting else now[name] for name in self._terms}
+        weighted = [(weight, scored[name]) for name, (weight, _) in self._terms.items() if weight]
         total = [
-            math.fsum(weight * scored[name][place] for name, (weight, _) in self._terms.items())
+            math.fsum(weight * scores[place] for weight, scores in weighted)
             for place in range(len(answers))
         ]
         return Worth(total, scored)
 
+    @property
+    def stopped(self) -> dict[str, int]:
+        """Questions of verifiers that this process had to give up so far: they took too long, or too much memory."""
+        return dict(aside.stopped)
+
 
 def check_reward(reward: Reward, where: str) -> None:
-    """Check what can be checked without loading anything.
+    """Check what can be checked without loading a model or importing a function.
 
     Args:
         reward: what was asked for.
@@ -51,30 +88,77 @@ def check_reward(reward: Reward, where: str) -> None:
     if not reward.terms:
         raise UserError(f"{where}.terms is empty: a reward needs at least one term")
     for name, term in reward.terms.items():
-        if term.kind != "model":
-            check([term.kind], f"{where}.terms.{name}.kind")
+        place = f"{where}.terms.{name}"
+        if not math.isfinite(term.weight):
+            raise UserError(f"{place}.weight={term.weight} must be a finite number")
+        if term.kind == MODEL:
+            _check_model(term.args, f"{place}.args")
+        elif term.kind == FUNCTION:
+            _check_function(term.args, f"{place}.args")
+        else:
+            _check_kind(term.kind, f"{place}.kind")
+            verify.check_options(term.kind, term.args, f"{place}.args")
+
+
+def check_needs(reward: Reward, prompts: Iterable[Prompt | Asked], where: str) -> None:
+    """Refuse prompts of which none has what a verifier needs: it could say nothing of any answer.
+
+    Raises:
+        UserError: naming the verifier and the column.
+    """
+    needed = {
+        need: term.kind
+        for term in reward.terms.values()
+        if term.kind in VERIFIERS
+        and (need := VERIFIERS[term.kind].needs) is not None
+        and need not in term.args
+    }
+    for prompt in prompts:
+        if not needed:
+            return
+        for need in [*needed]:
+            if prompt.references if need == "references" else need in prompt.facts:
+                del needed[need]
+    for need, kind in needed.items():
+        column = "`reference`" if need == "references" else f"`{need}`"
+        raise UserError(
+            f"{where}: verifier {kind!r} can say nothing, because no prompt has {need}; give the rows a column {column}"
+        )
 
 
 @contextlib.contextmanager
 def open_reward(reward: Reward) -> Iterator[RewardFunction]:
-    """Load what the terms need; what they hold is freed at the end."""
-    yield RewardFunction(
-        {name: (term.weight, _scoring(term)) for name, term in reward.terms.items()}
-    )
+    """Load what the terms need; what they hold is freed at the end.
+
+    Raises:
+        UserError: when a model or function cannot be had.
+    """
+    terms = {name: (term.weight, _scoring(name, term)) for name, term in reward.terms.items()}
+    opened = [scoring for _, scoring in terms.values() if isinstance(scoring, Function)]
+    try:
+        with functions.awaiting(opened):
+            yield RewardFunction(terms)
+    finally:
+        terms.clear()  # the models, even where somebody still holds the function
 
 
-def _scoring(term: Term) -> Scoring:
-    if term.kind == "model":
+def _scoring(name: str, term: Term) -> Scoring:
+    if term.kind == MODEL:
         return _model(**term.args)
-    module, name = VERIFIERS[term.kind].function.split(":")
-    function = getattr(importlib.import_module(f"reward.verifiers.{module}"), name)
-    return functools.partial(function, **term.args)
+    if term.kind == FUNCTION:
+        seconds = float(term.args.get("timeout", functions.SECONDS))
+        return functions.load(term.args["function"], seconds, f"terms.{name}.args.function")
+    return functools.partial(verify.load(term.kind), **term.args)
 
 
-def _model(path: str, **options: object) -> Scoring:
-    from reward.model import RewardModel
+def _model(path: str | list[str], combine: str = "mean", k: float = 1.0, **options: Any) -> Scoring:
+    from reward.ensemble import open_model, open_models
 
-    model = RewardModel.load(path, **options)  # type: ignore[arg-type]  # names are checked above
+    model = (
+        open_model(path, **options)
+        if isinstance(path, str)
+        else open_models(path, combine, k, **options)
+    )
 
     def score(answers: Sequence[Answer]) -> list[float]:
         return model.score(
@@ -84,3 +168,49 @@ def _model(path: str, **options: object) -> Scoring:
         )
 
     return score
+
+
+def _check_kind(kind: str, where: str) -> None:
+    kinds = [*VERIFIERS, MODEL, FUNCTION]
+    if kind not in kinds:
+        raise UserError(
+            f"{where}: there is no kind {kind!r}.{did_you_mean(kind, kinds)} There are: {', '.join(kinds)}"
+        )
+
+
+def _check_model(options: Mapping[str, Any], where: str) -> None:
+    from reward.ensemble import is_remote
+
+    verify.check_names(options, _MODEL_OPTIONS, where)
+    path = options["path"]
+    paths = path if isinstance(path, list) else [path]
+    if not paths or not all(isinstance(item, str) and item for item in paths):
+        raise UserError(
+            f"{where}.path={path!r} must be a folder, hub id or address, or a list of several"
+        )
+    of_several = sorted({"combine", "k"} & options.keys())
+    if of_several and not isinstance(path, list):
+        raise UserError(f"{where}.{of_several[0]} is of several models: give `path` a list")
+    if isinstance(path, str) and is_remote(path) and len(options) > 1:
+        raise UserError(f"{where}: the options of a model at an address are set where it is served")
+    names = [item.value for item in Dtype]
+    if (dtype := options.get("dtype", Scorer.dtype.value)) not in names:
+        raise UserError(f"{where}.dtype={dtype!r} must be one of {', '.join(names)}")
+    for name in ("max_length", "batch_tokens"):
+        value = options.get(name)
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
+            raise UserError(f"{where}.{name}={value!r} must be a whole number, 1 or more")
+
+
+def _check_function(options: Mapping[str, Any], where: str) -> None:
+    verify.check_names(options, _FUNCTION_OPTIONS, where)
+    functions.check(options["function"], f"{where}.function")
+    seconds = options.get("timeout", functions.SECONDS)
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, int | float)
+        or not 0 < seconds < math.inf
+    ):
+        raise UserError(f"{where}.timeout={seconds!r} must be a number of seconds")

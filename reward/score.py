@@ -1,192 +1,269 @@
-"""`python -m reward.score MODEL IN OUT.jsonl`: what a reward model thinks of completions."""
+"""`python -m reward.score MODEL… IN OUT.jsonl`: what reward models think of completions."""
 
 import argparse
-import json
-import os
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.entry import UserError, plainly
 from conf.schema import Source
-from reward.model import RewardModel
-from reward.readers import Line, parse
-from reward.records import NORMALISERS, Conversation, Preference, Rated, detect
-from reward.sources import local_files, open_rows
-from reward.store import fingerprint, nan_to_null, write_json
-from reward.turns import (
-    BadRow,
-    Message,
-    Row,
-    check_order,
-    kind_of,
-    list_of,
-    make_turn,
-    opening,
-    text_or_turns,
-    tools_of,
+from reward.classifier import DTYPES, check
+from reward.command import (
+    MAX_BAD_FRACTION,
+    Reading,
+    at_least_one,
+    at_least_zero,
+    check_out,
+    fraction,
+    written_whole,
+)
+from reward.completions import Task, task_of
+from reward.resume import Journal, resumed
+from reward.sources import identity
+from reward.store import fingerprint, read_json, write_json
+from reward.tally import Scored, Tally
+
+if TYPE_CHECKING:
+    from reward.ensemble import Array, Ensemble
+
+_CHUNK = (
+    128  # rows whose completions are sorted by length together; what a killed run loses at most
 )
 
-_CHUNK = 512  # rows whose completions are sorted by length together
-_TEXTS = ("text", "response", "content", "completion")  # names of a nested completion's text
+
+def score_tasks(
+    ensemble: "Ensemble", tasks: Iterable[Task], pieces: "Pieces | None" = None
+) -> Iterator[Scored]:
+    """The tasks with their scores, in their order.
+
+    Args:
+        ensemble: what scores.
+        tasks: of any number.
+        pieces: keeps what was scored, and knows what an earlier run scored.
+    """
+    import numpy as np
+
+    tasks, number = iter(tasks), 0
+    while chunk := list(islice(tasks, _CHUNK)):
+        found = pieces.known(number) if pieces else None
+        if found is None:
+            flat = [(task, completion) for task in chunk for completion in task.completions]
+            found = ensemble.members(
+                [task.prompt for task, _ in flat],
+                [completion for _, completion in flat],
+                [task.tools for task, _ in flat],
+            )
+            if pieces:
+                pieces.keep(found, len(chunk))
+        scores, start = ensemble.combined(found), 0
+        for task in chunk:
+            part = slice(start, start := start + len(task.completions))
+            yield Scored(task, scores[part], np.asarray(found[part]))
+        number += 1
 
 
-@dataclass(frozen=True)
-class Task:
-    """A row, and the conversations in it that get a score."""
+class Pieces:
+    """Scores of the chunks so far, on disk, with the progress on stderr."""
 
-    row: Row
-    prompt: list[Message]
-    completions: list[list[Message]]
-    tools: list[Any] | None
-    is_pair: bool = False
-    is_nested: bool = False
+    def __init__(self, journal: Journal, rows: int) -> None:
+        from tqdm import tqdm
 
-    def scored(self, scores: list[float]) -> Row:
-        """The row with its scores."""
-        if self.is_nested:
-            items = zip(self.row["completions"], scores, strict=True)
-            return self.row | {"completions": [item | {"score": score} for item, score in items]}
-        if self.is_pair:
-            chosen, rejected = scores
-            margin = chosen - rejected
-            return self.row | {"score_chosen": chosen, "score_rejected": rejected, "margin": margin}
-        return self.row | {"score": scores[0]}
+        self._journal = journal
+        there = min(rows, _CHUNK * len(journal.pieces))
+        self._bar = tqdm(total=rows, initial=there, unit="row", disable=None)
+
+    def known(self, number: int) -> "Array | None":
+        """(completions, members) of a chunk that an earlier run scored."""
+        import numpy as np
+
+        pieces = self._journal.pieces
+        return np.array(pieces[number]) if number < len(pieces) else None
+
+    def keep(self, scores: "Array", rows: int) -> None:
+        """Keep the scores of the next chunk."""
+        self._journal.add(scores.tolist())
+        self._bar.update(rows)
+
+    def close(self) -> None:
+        """End the line of the progress."""
+        self._bar.close()
 
 
-def task_of(row: Row) -> Task:
-    """Find what is to be scored in a row.
+def run(given: argparse.Namespace) -> list[str]:
+    """Score a source into a file, which appears when it is whole; the summary.
 
     Raises:
-        BadRow: when there is nothing, or it cannot be read.
+        UserError: when a model or the source cannot be used, or the output was begun in another way.
     """
-    if isinstance(row.get("completions"), list):
-        return _nested(row)
-    record = NORMALISERS[detect(row)](row)
-    match record:
-        case Preference(prompt, chosen, rejected):
-            return Task(row, prompt, [chosen, rejected], record.tools, is_pair=True)
-        case Rated(prompt, completion):
-            return Task(row, prompt, [completion], record.tools)
-        case Conversation(turns):
-            return Task(row, turns[:-1], [turns[-1:]], record.tools)
-    raise BadRow("it has a prompt, but no completion to score", "missing_field")
+    from reward.ensemble import open_models
+
+    _check(given)
+    reading = Reading(given.source, task_of, "score")
+    for _ in reading:  # before any model is loaded
+        pass
+    reading.check(given.max_bad_fraction)
+    options = {name: getattr(given, name) for name in ("dtype", "batch_tokens", "max_length")}
+    options["revision"] = given.revision
+    ensemble = open_models(given.models, given.combine, given.k, given.scales, **options)
+    settings = _settings(given, ensemble)
+    manifest = given.out.with_name(f"{given.out.name}.manifest.json")
+    with resumed(given.out, settings) as journal:
+        if _is_complete(given.out, manifest, settings):
+            journal.remove()
+            return [f"{given.out} is complete: the same command wrote it"]
+        tally = _write(given, ensemble, Pieces(journal, reading.rows - len(reading.bad)))
+        facts = tally.facts() | {"bad": len(reading.bad)}
+        record = {"settings": settings, "members": _members(given, ensemble, tally), **facts}
+        write_json(manifest, record | {"output": fingerprint(given.out)})
+        journal.remove()
+    return [*_summary(facts, ensemble), *filter(None, [reading.described()]), str(given.out)]
 
 
-def _nested(row: Row) -> Task:
-    key = "prompt" if row.get("prompt") is not None else "instruction"
-    prompt = opening(row) + text_or_turns(row, key, "user")
-    completions = []
-    for number, item in enumerate(list_of(row, "completions"), 1):
-        name = next((name for name in _TEXTS if isinstance(item, dict) and name in item), None)
-        if name is None or not isinstance(text := item[name], str):
-            raise BadRow(f"completion {number} is {kind_of(item)}, expected an object with text")
-        completions.append([make_turn("assistant", text)])  # a model may well have said nothing
-        check_order(prompt + completions[-1], "prompt and completion: ")
-    return Task(row, prompt, completions, tools_of(row), is_nested=True)
+def _check(given: argparse.Namespace) -> None:
+    """Refuse what is wrong before anything is loaded."""
+    from reward import ensemble
+
+    check_out(given.out, given.source)
+    ensemble.check(given.combine, given.k, len(given.models))
+    if given.revision and len(given.models) > 1:
+        raise UserError("--revision is of one model; give several as folders")
+    for path in given.models:
+        if not ensemble.is_remote(path):
+            check(path, given.dtype)
 
 
-def score_rows(model: RewardModel, lines: Iterator[Line]) -> Iterator[Row]:
-    """The rows with their scores, in their order.
+def _settings(given: argparse.Namespace, ensemble: "Ensemble") -> dict[str, Any]:
+    """All that the scores depend on."""
+    from importlib.metadata import version
 
-    Raises:
-        UserError: at the first row that cannot be scored, with its place.
-    """
-    while chunk := list(islice(lines, _CHUNK)):
-        tasks = []
-        for place, raw in chunk:
-            try:
-                tasks.append(task_of(parse(raw)))
-            except BadRow as error:
-                raise UserError(f"{place}: {error}") from error
-        flat = [(task, completion) for task in tasks for completion in task.completions]
-        scores = model.score(
-            [task.prompt for task, _ in flat],
-            [completion for _, completion in flat],
-            [task.tools for task, _ in flat],
-        )
-        start = 0
-        for task in tasks:
-            end = start + len(task.completions)
-            yield task.scored(scores[start:end])
-            start = end
+    with tempfile.TemporaryDirectory() as cache:
+        content = identity(Source(source=given.source), "score", Path(cache))
+    return {
+        "weights": ensemble.identities,
+        "combine": given.combine,
+        "k": given.k,
+        "scales": given.scales and fingerprint(given.scales),
+        "source": content,
+        "dtype": given.dtype,
+        "max_length": ensemble.max_length,
+        "batch_tokens": given.batch_tokens,  # rounding depends on what stands beside a conversation
+        "rows_together": _CHUNK,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
 
 
-def write(model: RewardModel, source: Path, out: Path) -> Counter[str]:
-    """Score a file into another, which appears when it is whole.
-
-    Returns:
-        How many rows there were, completions that have a score, and `too_long` ones that have null.
-    """
-    counts: Counter[str] = Counter(rows=0, scored=0, too_long=0)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+def _is_complete(out: Path, manifest: Path, settings: dict[str, Any]) -> bool:
+    """Whether the output is there, whole, and made with these settings."""
+    if not (out.is_file() and manifest.is_file()):
+        return False
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            for row in score_rows(model, open_rows(Source(source=str(source)), "input")):
-                counts["rows"] += 1
-                for score in _scores(row):
-                    counts["scored" if score == score else "too_long"] += 1
-                file.write(json.dumps(nan_to_null(row), ensure_ascii=False, default=str) + "\n")
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return counts
+        record = read_json(manifest)
+        return bool(record["settings"] == settings and record["output"] == fingerprint(out))
+    except (ValueError, KeyError, TypeError):
+        return False  # of something else: it is written anew
 
 
-def _scores(row: Row) -> list[float]:
-    if isinstance(row.get("completions"), list):
-        return [item["score"] for item in row["completions"]]
-    if "score_chosen" in row:
-        return [row["score_chosen"], row["score_rejected"]]
-    return [row["score"]]
+def _write(given: argparse.Namespace, ensemble: "Ensemble", pieces: Pieces) -> Tally:
+    """Score the rows that can be used."""
+    tally, is_one = Tally(), len(ensemble.names) == 1
+    with written_whole(given.out) as put:
+        for found in score_tasks(ensemble, Reading(given.source, task_of, "score"), pieces):
+            tally.add(found)
+            put(found.task.scored(found.scores, None if is_one else found.members))
+    pieces.close()
+    return tally
+
+
+def _members(given: argparse.Namespace, ensemble: "Ensemble", tally: Tally) -> list[dict[str, Any]]:
+    """Who said it, and on which scale, unless it was put on another one already."""
+    named = zip(ensemble.names, ensemble.identities, tally.scales(), strict=True)
+    return [
+        {"model": name, "identity": key, **({} if given.scales else scale)}
+        for name, key, scale in named
+    ]
+
+
+def _summary(facts: dict[str, Any], ensemble: "Ensemble") -> Iterator[str]:
+    limit = (
+        f"longer than {ensemble.max_length} tokens" if ensemble.max_length else "without a score"
+    )
+    yield (
+        f"{facts['rows']:,} rows, {facts['scored']:,} completions scored, {facts['too_long']:,} {limit} (null)"
+    )
+    if "disagreement" in facts:
+        line = f"{len(ensemble.names)} members, {facts['disagreement']:.3f} apart (standard deviation) on average"
+        if facts["pairs"]:
+            line += f"; they disagree about the order of {facts['at_odds']:.1%} of {facts['pairs']:,} pairs"
+        yield line
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m reward.score",
+        description=main.__doc__,
+        epilog="example: python -m reward.score rm-seed0 rm-seed1 rm-seed2 prefs.jsonl scored.jsonl --combine min",
+    )
+    add = made.add_argument
+    add(
+        "models",
+        metavar="MODEL",
+        nargs="+",
+        help="reward model: folder, adapter, hub id, or http(s)://HOST:PORT; several score as one",
+    )
+    add("source", metavar="IN", help="file, folder, glob, hub id or demo:NAME")
+    add("out", metavar="OUT.jsonl", type=Path, help="file to write")
+    add(
+        "--combine",
+        default="mean",
+        metavar="HOW",
+        help="of several models: mean (default), min, or mean_minus_std",
+    )
+    add(
+        "--k",
+        type=at_least_zero,
+        default=1.0,
+        help="standard deviations that mean_minus_std takes off (%(default)s)",
+    )
+    add(
+        "--scales",
+        type=Path,
+        metavar="MANIFEST",
+        help="OUT.jsonl.manifest.json of the same models on reference data: compare members in their own units",
+    )
+    add(
+        "--batch-tokens",
+        type=at_least_one,
+        default=4096,
+        metavar="N",
+        help="tokens scored together, padding among them (%(default)s)",
+    )
+    add(
+        "--max-length",
+        type=at_least_one,
+        metavar="N",
+        help="longer conversations, in tokens, get null; default: the model's context",
+    )
+    add("--dtype", default="float32", choices=DTYPES, help="of the weights (%(default)s)")
+    add("--revision", help="hub branch, tag or commit of the model")
+    add(
+        "--max-bad-fraction",
+        type=fraction,
+        default=MAX_BAD_FRACTION,
+        metavar="SHARE",
+        help="share of unusable rows that may be left out (%(default)s)",
+    )
+    return made
 
 
 def main() -> None:
     """Add a `score` to every completion; pairs get `score_chosen`, `score_rejected` and `margin`."""
-    parser = argparse.ArgumentParser(prog="python -m reward.score", description=main.__doc__)
-    parser.add_argument("model", help="folder of a reward model, or hub id")
-    parser.add_argument("source", metavar="IN", type=Path, help=".jsonl, .json, .csv or .parquet")
-    parser.add_argument("out", metavar="OUT", type=Path, help="JSONL file")
-    parser.add_argument("--batch-size", type=int, default=16, help="conversations scored together")
-    parser.add_argument(
-        "--max-length",
-        type=int,
-        help="longer conversations, in tokens, get null; default: the model's context",
-    )
-    parser.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
-    parser.add_argument("--revision", help="hub branch, tag or commit of the model")
-    given = parser.parse_args()
+    given = parser().parse_args()
     with plainly():
-        if not local_files(str(given.source)):
-            raise UserError(f"there is no file {given.source}")
-        model = RewardModel.load(
-            given.model,
-            revision=given.revision,
-            dtype=given.dtype,
-            batch_size=given.batch_size,
-            max_length=given.max_length,
-        )
-        counts = write(model, given.source, given.out)
-        folder = Path(given.model).expanduser()
-        record = {
-            "model": given.model,
-            "weights": fingerprint(folder) if folder.is_dir() else None,
-            "revision": given.revision,
-            "source": {"file": given.source.name, "fingerprint": fingerprint(given.source)},
-            "dtype": given.dtype,
-            "max_length": model.max_length,
-            **counts,
-        }
-        write_json(given.out.with_name(f"{given.out.name}.manifest.json"), record)
-        print(
-            f"{counts['rows']} rows, {counts['scored']} completions scored, {counts['too_long']} longer than "
-            f"{model.max_length} tokens (null)"
-        )
-        print(given.out)
+        for line in run(given):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

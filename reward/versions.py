@@ -114,9 +114,9 @@ def to_trl(record: Record) -> Iterator[Row]:
     alternative, TRL's `assistant_only_loss`, needs a template with generation markers, which most
     models lack. The price is that a conversation of n answers is read n times.
     """
-    fields = {key: value for key, value in vars(record).items() if value is not None}
-    if "tools" in fields:  # their schemas differ from row to row, which Arrow's columns cannot
-        fields["tools"] = json.dumps(fields["tools"])
+    fields = {key: value for key, value in vars(record).items() if value not in (None, {})}
+    for name in {"tools", "facts"} & fields.keys():  # they differ from row to row in ways that
+        fields[name] = json.dumps(fields[name])  # Arrow's columns cannot
     turns = fields.pop("messages", None)
     if turns is None:
         yield fields

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evals.intervals import by_cluster, estimate
-from evals.resampling import sign_flips
 from evals.stats import holm, mcnemar, rank_intervals
+from reward.intervals import by_cluster, estimate
+from reward.resampling import sign_flips
 
 Clusters = list[str | None] | None
 Drawn = tuple[np.ndarray, np.ndarray]  # baseline and candidate, shape (comparisons, n) each

@@ -41,7 +41,9 @@ class Rollout:
         """Write it into a checkpoint."""
         from safetensors.torch import save_file
 
-        tensors = {k: v.clone() for k, v in vars(self).items() if isinstance(v, Tensor)}  # may be shared
+        tensors = {
+            k: v.clone() for k, v in vars(self).items() if isinstance(v, Tensor)
+        }  # may be shared
         save_file(tensors, folder / _TENSORS)
         rest = {"number": self.number, "schedule": self.schedule, "step": self.step}
         write_json(folder / _REST, rest | {"samples": [asdict(one) for one in self.samples]})

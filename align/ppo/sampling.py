@@ -63,10 +63,11 @@ class GenerateSampler:
             with self._around():
                 for start in range(0, len(order), self._batch_size):
                     places = order[start : start + self._batch_size]
-                    drawn = self._generator.sample(
+                    drawn = self._generator.tokens(
                         [prompts[place] for place in places], [seeds[place] for place in places]
                     )
-                    for place, (ids, is_ended) in zip(places, drawn, strict=True):
+                    for place, ids in zip(places, drawn, strict=True):
+                        is_ended = self._generator.is_ended(ids)
                         found[place] = Sample(prompts[place], ids, is_ended)
         finally:
             self._model.train(was_training)

@@ -33,6 +33,7 @@ from align.ppo.scores import shape
 from align.ppo.update import Sums, TokenWeights, micro_loss, token_weights
 from conf.entry import UserError
 from reward.answers import Answer
+from reward.prompts import Asked
 from reward.rewards import Worth
 from reward.store import content_key, read_json, write_json
 
@@ -46,7 +47,7 @@ class Question:
     """A prompt: its tokens up to where the assistant is to speak, and what a reward reads beside the answer."""
 
     ids: list[int]
-    answer: Answer  # without a text yet
+    asked: Asked
 
 
 @dataclass
@@ -522,12 +523,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
 
 def answered(question: Question, sample: Sample, tokenizer: Any) -> Answer:
     """A response as a reward sees it."""
-    from dataclasses import replace
-
     text = tokenizer.decode(sample.response, skip_special_tokens=True)
-    return replace(
-        question.answer, text=text, tokens=len(sample.response), is_ended=sample.is_ended
-    )
+    return question.asked.answered(text, len(sample.response), sample.is_ended)
 
 
 def _with_ends(rows: Tensor, cols: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from align.artifact import Job, Manifest
 from conf.entry import UserError
-from conf.schema import Model
+from conf.schema import Dtype
 from evals.models import load_tokenizer, local_path, merge_adapter
 from evals.provenance import provenance
 from reward.store import MANIFEST, write_json
@@ -18,18 +19,28 @@ from reward.versions import Version, to_trl
 
 METRICS = "metrics.jsonl"
 ADAPTER = "adapter"
+HEAD = "score"  # transformers' name of the scalar head on a causal model
 
 # `peft.method` → the config class in peft.
 PEFT_CONFIGS = {"lora": "LoraConfig"}
 
 
-def run_stage(job: Job, config_class: type[Any], trainer_class: type[Any], task_type: str) -> None:
+def run_stage(
+    job: Job,
+    config_class: type[Any],
+    trainer_class: type[Any],
+    task_type: str,
+    callbacks: Sequence[Any] = (),
+    finish: Callable[[Any], None] = lambda trainer: None,
+) -> None:
     """Train `job` with a TRL trainer and leave a model folder with a manifest in `job.out`.
 
     Args:
         job: what to train; `job.out` exists and is empty.
         config_class, trainer_class: TRL's.
         task_type: PEFT's name of the task, CAUSAL_LM or SEQ_CLS.
+        callbacks: further ones for the trainer.
+        finish: what else is done with the trainer, on every rank, before its model is saved.
     """
     started = time.monotonic()
     path = local_path(job.model, job.cache)
@@ -42,18 +53,21 @@ def run_stage(job: Job, config_class: type[Any], trainer_class: type[Any], task_
     held_out = Version.load(job.eval_data) if job.eval_data else None
     trainer = trainer_class(
         model=path,
-        args=config_class(**arguments(job, rows.is_ordered)),
+        args=config_class(**arguments(job, task_type, rows.is_ordered)),
         train_dataset=dataset(rows, job.out / "trainer"),
         eval_dataset=dataset(held_out, job.out / "trainer") if held_out else None,
         processing_class=tokenizer,
         peft_config=peft_config(job, task_type),
-        callbacks=[ledger(job.out / METRICS)],
+        callbacks=[ledger(job.out / METRICS), *callbacks],
     )
+    if task_type == "SEQ_CLS" and job.peft.method != "none" and not job.deepspeed:
+        _widen_trained(trainer)
     parameters = _count(trainer.model)
     outcome = trainer.train()
     metrics = dict(outcome.metrics)
     if held_out:
         metrics |= trainer.evaluate()
+    finish(trainer)
     save(trainer, job, task_type)
     if trainer.is_world_process_zero():
         manifest = Manifest(
@@ -108,7 +122,7 @@ def dataset(rows: Version, cache: Path) -> Any:
     )
 
 
-def arguments(job: Job, is_ordered: bool = False) -> dict[str, Any]:
+def arguments(job: Job, task_type: str, is_ordered: bool = False) -> dict[str, Any]:
     """TRL's arguments of a job: the user's own, and what the harness and the machine decide."""
     import torch
 
@@ -127,13 +141,35 @@ def arguments(job: Job, is_ordered: bool = False) -> dict[str, Any]:
         args.setdefault("ddp_backend", "gloo")
     init = dict(args.get("model_init_kwargs") or {})
     if job.peft.method != "none":
-        init.setdefault(
-            "dtype", "bfloat16"
-        )  # frozen weights need no more; adapters are kept in float32 by PEFT
+        init.setdefault("dtype", _frozen_dtype(args, task_type))
     if job.model.revision:
         init.setdefault("revision", job.model.revision)
     args["model_init_kwargs"] = init or None
     return args
+
+
+def _frozen_dtype(args: dict[str, Any], task_type: str) -> str:
+    """The number format of weights that an adapter leaves as they are; the adapter itself is float32 by PEFT."""
+    if task_type != "SEQ_CLS":
+        return "bfloat16"
+    # A reward model that goes on from another must start with its scores, so what is stored is not rounded. Without
+    # autocast, the head needs its input in its own format.
+    return "float32" if args.get("bf16") is False and not args.get("fp16") else "auto"
+
+
+def _widen_trained(trainer: Any) -> None:
+    """Make what is trained float32, as long as autocast fits its input to it.
+
+    PEFT leaves a module that it trains whole, such as the head, in the format of the frozen weights: in bfloat16, most
+    updates are too small to change a weight. (DeepSpeed wants one format.)
+    """
+    import torch
+
+    if not (trainer.args.bf16 or trainer.args.fp16):
+        return
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
 
 
 def peft_config(job: Job, task_type: str) -> Any:
@@ -143,10 +179,8 @@ def peft_config(job: Job, task_type: str) -> Any:
     import peft
 
     options = dict(job.peft.args)
-    if task_type == "SEQ_CLS":
-        options.setdefault(
-            "modules_to_save", ["score"]
-        )  # the new head must be trained and saved whole
+    if task_type == "SEQ_CLS":  # the head must be trained and saved whole
+        options["modules_to_save"] = sorted({*(options.get("modules_to_save") or []), HEAD})
     return getattr(peft, PEFT_CONFIGS[job.peft.method])(task_type=task_type, **options)
 
 
@@ -193,12 +227,11 @@ def save(trainer: Any, job: Job, task_type: str) -> None:
     if trainer.is_world_process_zero():
         if job.peft.method != "none":
             _forget_zero3()
-            merge_adapter(
-                Model(**vars(job.model) | {"adapter": str(job.out / ADAPTER)}),
-                job.out,
-                job.cache,
-                is_classifier=task_type == "SEQ_CLS",
-            )
+            is_classifier = task_type == "SEQ_CLS"
+            merging = replace(job.model, adapter=str(job.out / ADAPTER))
+            if is_classifier:  # rounding to bfloat16 would move the scores: docs/reward_models.md
+                merging = replace(merging, dtype=Dtype.float32)
+            merge_adapter(merging, job.out, job.cache, is_classifier)
         shutil.rmtree(job.out / "trainer", ignore_errors=True)
         for leftover in job.out.rglob("training_args.bin"):  # a pickle that nothing reads
             leftover.unlink()

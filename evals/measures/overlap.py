@@ -11,11 +11,6 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def exact_match(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """1 where the answer is a reference, up to spaces at both ends."""
-    return _best(lambda answer, reference: answer.strip() == reference.strip(), answers, references)
-
-
 def squad_em(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """1 where answer and reference have the same words (Rajpurkar et al. 2016, SQuAD, section 6.1)."""
     return _best(lambda answer, reference: words(answer) == words(reference), answers, references)

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 from evals.contrast import Change, Contrast, Row
 from evals.deltas import margin_of
 from evals.leaderboard import MeanScore
+from evals.rated import Rated, rated
 from evals.runs import Run, Variant
+from evals.site.courses import Course, courses
 from evals.site.curves import StageCurves, stage_curves
 from evals.site.graphs import Spot, trade_chart
 from evals.site.markup import environment, shared_note
@@ -118,6 +120,11 @@ class ArmView:
             for stage in self.arm.first.stages
         ]
         return [start, *(_step(stage)._replace(data=link) for stage, link in stages)]
+
+    @property
+    def rewards(self) -> list[Rated]:
+        """The reward models with their main figures on held-out pairs."""
+        return rated(self.arm.runs)
 
     @property
     def gain_tables(self) -> list[dict[str, Any]]:
@@ -237,6 +244,11 @@ class ArmView:
     def curves(self) -> list[StageCurves]:
         """What the training stages logged."""
         return stage_curves(self.arm, "stage")
+
+    @property
+    def courses(self) -> list[Course]:
+        """What the probes of the training stages saw."""
+        return courses(self.arm, "course")
 
     @property
     def texts(self) -> list[Text]:

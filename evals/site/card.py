@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.contrast import Change, Contrast, Row
 from evals.leaderboard import Arm, boards
+from evals.rated import rated, rated_text
 from evals.results import EvalResult
 from evals.runs import load_run
 from evals.site.measured import Form, forms, texts
@@ -52,7 +53,7 @@ def card(arm: Arm) -> str:
     data = ModelCardData(
         base_model=_hub_id(arm),
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if stages == ["rm"] else "text-generation",
         tags=["preference-alignment", *stages, *methods],
         model_name=arm.name,
         eval_results=_results(arm) or None,
@@ -60,6 +61,7 @@ def card(arm: Arm) -> str:
     parts = [f"# {cell(arm.name)}", cell(first.title), _base_text(arm)]
     for title, body in (
         ("Scores", _scores(arm)),
+        ("Reward model", _rewards(arm)),
         ("Gain", _gain(arm)),
         ("Forgetting", _forgetting(arm)),
         ("Quantization", _quantization(arm)),
@@ -68,7 +70,7 @@ def card(arm: Arm) -> str:
         ("Provenance", _provenance(arm)),
         ("How to reproduce", _commands(arm)),
     ):
-        parts += [f"## {title}", body]
+        parts += [f"## {title}", body] if body else []
     return (
         f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, map(str.strip, parts))) + "\n"
     )
@@ -88,7 +90,14 @@ def _base_text(arm: Arm) -> str:
     model = arm.first.model
     line = f"Started from `{cell(str(model.get('path', 'an unknown model')))}`"
     later = " → ".join(arm.first.policies)
-    trained = f"trained as {cell(later)}" if arm.stages else "nothing was trained"
+    if arm.stages:
+        trained = f"trained as {cell(later)}"
+    elif arm.first.stages:  # none of them makes a policy
+        trained = (
+            f"trained: {cell(', '.join(str(stage.get('stage')) for stage in arm.first.stages))}"
+        )
+    else:
+        trained = "nothing was trained"
     return f"{line} ({model.get('dtype', 'unknown format')}), {trained}."
 
 
@@ -143,6 +152,14 @@ def _scores(arm: Arm) -> str:
         note += f" Means over {len(arm.runs)} seeds."
     policies = ["Base ± stderr", f"{arm.final} ± stderr"] if arm.stages else ["Score ± stderr"]
     return table(["Task", "Metric", *policies, "n", "Role"], lines) + "\n" + note
+
+
+def _rewards(arm: Arm) -> str:
+    """A line for each reward model; empty when none was measured."""
+    return "\n".join(
+        f"- {cell(one.stage)}, seed {one.run.seed}, on held-out pairs: {rated_text(one.figures)}"
+        for one in rated(arm.runs)
+    )
 
 
 def _gain(arm: Arm) -> str:

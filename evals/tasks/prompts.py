@@ -125,21 +125,21 @@ def _documents(source: Source, where: str) -> Iterator[Row | str]:
         try:
             row = parse(raw)
             name = detect(row) if source.format == "auto" else source.format
-            yield document(NORMALISERS[name](row), row)
+            yield document(NORMALISERS[name](row))
         except BadRow as error:
             yield f"{place}: {error}"
 
 
-def document(record: Any, row: Row) -> Row:
-    """A record as a document: messages (JSON), their text, and the references.
+def document(record: Any) -> Row:
+    """A record as a document: messages (JSON), their text, the references, and further columns (JSON) if any.
 
     Raises:
         BadRow: when it is no prompt, or one that cannot be shown to the model as it is.
     """
     if isinstance(record, Conversation):
-        turns, references = record.messages[:-1], [record.messages[-1]["content"]]
+        turns, references, facts = record.messages[:-1], [record.messages[-1]["content"]], {}
     elif isinstance(record, Prompt):
-        turns, references = record.prompt, _references(record, row)
+        turns, references, facts = record.prompt, _references(record), record.facts
     else:
         raise BadRow("a row with a chosen, rejected or rated answer has no right one", "wrong_type")
     if record.tools or any(turn.get("tool_calls") for turn in turns):
@@ -147,24 +147,28 @@ def document(record: Any, row: Row) -> Row:
     if not turns or turns[-1]["role"] not in ("user", "tool"):
         raise BadRow("before the answer is no turn of a user", "bad_role_order")
     plain = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-    return {"messages": json.dumps(plain), "text": flattened(plain), "references": references}
+    found = {"messages": json.dumps(plain), "text": flattened(plain), "references": references}
+    facts = {key: value for key, value in facts.items() if key != "references"}
+    if not facts:
+        return found
+    # with the question, which an instruction may ask to be repeated
+    return found | {"facts": json.dumps(facts | {"prompt": plain[-1]["content"]})}
 
 
-def _references(record: Prompt, row: Row) -> list[str]:
-    """The reference of a prompt; `references` is a list of several that are all right."""
-    several = row.get("references")
-    if several is None:
-        return [] if record.reference is None else [record.reference]
+def _references(record: Prompt) -> list[str]:
+    """The right answers of a prompt; `references` is a list of several that are all right."""
+    several = record.facts.get("references", [])
     if not isinstance(several, list) or not all(isinstance(text, str) for text in several):
         raise BadRow("'references' must be a list of texts")
-    return [text for text in several if text]
+    return record.references
 
 
 def _dataset(documents: list[Row]) -> Any:
     import datasets
 
     text = datasets.Value("string")
-    features = datasets.Features(
-        {"messages": text, "text": text, "references": datasets.Sequence(text)}
-    )
-    return {"test": datasets.Dataset.from_list(documents, features=features)}
+    features = {"messages": text, "text": text, "references": datasets.Sequence(text)}
+    if any("facts" in document for document in documents):
+        features["facts"] = text
+        documents = [{"facts": "", **document} for document in documents]
+    return {"test": datasets.Dataset.from_list(documents, features=datasets.Features(features))}

@@ -9,6 +9,7 @@ import torch
 from align.ppo.config import PPOConfig
 from align.ppo.trainer import PPOTrainer, Question
 from reward.answers import Answer
+from reward.prompts import Asked
 from reward.rewards import Worth
 
 END, PAD = 1, 0
@@ -76,7 +77,7 @@ def settings(out: Path, **given: Any) -> PPOConfig:
 
 def questions(prompts: Sequence[list[int]]) -> list[Question]:
     """Prompts as the trainer takes them."""
-    return [Question(ids, Answer([{"role": "user", "content": str(ids)}], "")) for ids in prompts]
+    return [Question(ids, Asked([{"role": "user", "content": str(ids)}])) for ids in prompts]
 
 
 def rewarded(score: Callable[[list[int]], float]) -> Callable[[Sequence[Answer]], Worth]:

@@ -208,3 +208,30 @@ def test_two_machines_train_one_artifact(tiny_model: Path, tmp_path: Path) -> No
     assert is_complete(artifact)
     steps = [json.loads(line) for line in (artifact / "metrics.jsonl").read_text().splitlines()]
     assert sum("loss" in row for row in steps) == 2  # 16 rows in steps of 2 × 4
+
+
+def test_a_probe_is_recorded_beside_the_run(tiny_model: Path, tmp_path: Path) -> None:
+    """Its looks lie in the run's folder, its finding in the record, the last lines and the page."""
+    done = run(
+        tiny_model,
+        tmp_path,
+        *NO_EVALUATION,
+        "+probe=demo",
+        "stages=[dpo]",
+        "probe.proxy.terms.length.kind=exact",
+        "probe.proxy.terms.length.weight=-1.0",
+        "~probe.proxy.terms.length.args.min_chars",
+        "probe.prompts.limit=6",
+        "probe.max_new_tokens=4",
+    )
+    assert done.returncode == 0, done.stderr
+    (record,) = (tmp_path / "runs" / "demo").glob("*/run.json")
+    looks = record.parent / "stages/dpo/overoptimization.jsonl"
+    steps = [json.loads(line)["step"] for line in looks.read_text("utf-8").splitlines()]
+    assert steps == [0, 4]
+    (stage,) = json.loads(record.read_text("utf-8"))["stages"]
+    assert stage["overoptimization"]["verdict"] == "not known"
+    assert "dpo        not known: From step 0 to step 4" in done.stdout
+    (arm,) = (tmp_path / "report" / "demo" / "arms").glob("*.html")
+    assert 'id="overoptimization"' in arm.read_text("utf-8")
+    assert "step 0 " in (record.parent / "logs" / "dpo.log").read_text("utf-8")

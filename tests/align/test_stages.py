@@ -194,5 +194,5 @@ def test_a_curriculum_is_kept_by_the_trainer(tiny_model: Path, tmp_path: Path) -
     from align.stages.common import arguments
 
     job = Job("sft", "", Model(), tmp_path, None, {}, Peft(), None, {}, tmp_path, tmp_path)
-    assert arguments(job, is_ordered=True)["train_sampling_strategy"] == "sequential"
-    assert "train_sampling_strategy" not in arguments(job)
+    assert arguments(job, "CAUSAL_LM", is_ordered=True)["train_sampling_strategy"] == "sequential"
+    assert "train_sampling_strategy" not in arguments(job, "CAUSAL_LM")

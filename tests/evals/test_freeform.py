@@ -100,6 +100,26 @@ def test_formats_become_prompts_with_references(tmp_path: Path) -> None:
         assert (document["text"], document["references"], left_out) == (text, references, 0)
 
 
+def test_columns_of_a_prompt_reach_the_metrics_that_need_them(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    row = {
+        "prompt": "Say nothing in JSON.",
+        "schema": {"type": "object"},
+        "instruction_id_list": ["punctuation:no_comma", "keywords:existence"],
+        "kwargs": [{}, {"keywords": ["never said by a random model"]}],
+    }
+    path = write(tmp_path / "a.jsonl", [row, {"prompt": "No columns."}])
+    result = one(tiny_model, suite_of(path, metrics=["json_schema", "ifeval"]), tmp_path)
+    assert {score.metric: (score.value, score.n) for score in result.scores} == {
+        "json_schema": (0, 1),
+        "ifeval": (0, 1),
+    }
+    path = write(tmp_path / "b.jsonl", [{"prompt": "No columns."}])
+    with pytest.raises(UserError, match="json_schema needs the column 'schema', and none of its 1"):
+        one(tiny_model, suite_of(path, metrics=["json_schema"]), tmp_path)
+
+
 @pytest.mark.parametrize("has_template", [True, False])
 def test_turns_keep_their_roles(tiny_model: Path, tmp_path: Path, has_template: bool) -> None:
     turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "2+2?")]

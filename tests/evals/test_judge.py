@@ -17,10 +17,11 @@ import pytest
 
 from conf.entry import UserError
 from evals import judge as command
-from evals.judge import order_facts, wilson
+from evals.judge import order_facts
 from evals.judgements import load
 from evals.matches import align, read_answers
 from evals.verdicts import verdict_in
+from reward.intervals import wilson
 
 Answer = tuple[int, bytes]
 ROOT = Path(__file__).parents[2]

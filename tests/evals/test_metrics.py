@@ -13,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.entry import UserError
+from conf.schema import Reward, Term
 from evals import metrics
 from evals.deltas import compare
-from evals.measures import corpus, maths, overlap, structured
-from evals.measures.maths import equivalent, texts_of
+from evals.measures import corpus, overlap
 from evals.metrics import METRICS, Measurement, measure
 from evals.results import EvalResult, Score
+from reward.answers import Answer
+from reward.verifiers import aside, structured, words
+from reward.verifiers.maths import equivalent, texts_of
 
 ANSWERS = [
     "the cat sat on the mat",
@@ -243,14 +246,15 @@ UNEQUAL = [
 
 def test_mathematics() -> None:
     cases = [*EQUAL, *UNEQUAL]
-    found = equivalent([answer for answer, _ in cases], [[reference] for _, reference in cases])
+    found = equivalent([Answer([], answer, [reference]) for answer, reference in cases])
     assert found == [1.0] * len(EQUAL) + [0.0] * len(UNEQUAL)
 
 
 def test_what_cannot_be_computed_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maths, "SECONDS", 1)
+    monkeypatch.setattr(aside, "SECONDS", 1)
     tower = "$10^{10^{10^{10}}}$"
-    found = equivalent([tower, "$9!!!!!$", "7"], [["3"], ["3"], ["7"]])
+    cases = [(tower, "3"), ("$9!!!!!$", "3"), ("7", "7")]
+    found = equivalent([Answer([], answer, [reference]) for answer, reference in cases])
     assert found == [0.0, 0.0, 1.0]  # and the next question finds a process again
 
 
@@ -264,13 +268,17 @@ def test_every_text_has_readings(text: str) -> None:
     assert last in text.replace("\\%", "%")
 
 
+def exact_match(answers: list[str], references: list[list[str]]) -> list[float]:
+    return words.exact([Answer([], *pair) for pair in zip(answers, references, strict=True)])
+
+
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_overlap_is_a_share_and_symmetric(one: str, other: str) -> None:
-    for metric in (overlap.exact_match, overlap.squad_em, overlap.f1):
+    for metric in (exact_match, overlap.squad_em, overlap.f1):
         (there,), (back,) = metric([one], [[other]]), metric([other], [[one]])
         assert 0 <= there == back <= 1
         assert metric([one], [[one]]) == [1]
-    assert overlap.exact_match([one], [[other]]) <= overlap.squad_em([one], [[other]])
+    assert exact_match([one], [[other]]) <= overlap.squad_em([one], [[other]])
     assert overlap.squad_em([one], [[other]]) <= overlap.f1([one], [[other]])
 
 
@@ -285,8 +293,8 @@ JSON = st.recursive(
 def test_json_of_any_value_is_its_own_equal(value: Any, text: str) -> None:
     plain, spaced = json.dumps(value), json.dumps(value, indent=2, sort_keys=True)
     if "Infinity" not in plain:
-        assert structured.json_exact([spaced], [[plain]]) == [1]
-    assert structured.json_valid([text], [[]])[0] in (0, 1)
+        assert structured.json_exact([Answer([], spaced, [plain])]) == [1]
+    assert structured.json_valid([Answer([], text)])[0] in (0, 1)
 
 
 @settings(max_examples=25, deadline=None)
@@ -302,6 +310,31 @@ def test_corpus_metrics_take_any_text(pairs: list[tuple[str, str]]) -> None:
         assert 0 <= found.value <= 100 + 1e-9
         parts = [value[0] for value in found.values if isinstance(value, tuple)]
         assert np.mean(parts) == pytest.approx(found.value, rel=1e-6, abs=1e-9)
+
+
+def test_a_metric_is_the_verifier_that_rewards() -> None:
+    from reward.rewards import open_reward
+
+    row: dict[str, Any] = {
+        "prompt": "Answer in JSON.",
+        "schema": {"type": "object"},
+        "instruction_id_list": ["detectable_format:json_format"],
+        "kwargs": [{}],
+    }
+    texts, rows = ['{"a": 1}', "[2]", "42", "no", "{}"], [row, row, row, row, {}]
+    references = [['{"a": 1.0}'], ["[2]"], ["42.0"], ["7"], []]
+    names = {metric.verifier: name for name, metric in METRICS.items() if metric.verifier}
+    assert set(names) == {"exact", "math", "json_valid", "json_exact", "json_schema", "ifeval"}
+    with open_reward(Reward({name: Term(name) for name in names})) as function:
+        cases = zip(texts, references, rows, strict=True)
+        rewards = function([Answer([], *case) for case in cases]).terms
+    for verifier, name in names.items():
+        values = measure(name, texts, references, rows).values
+        assert [math.nan if v is None else v for v in values] == pytest.approx(
+            rewards[str(verifier)], nan_ok=True
+        )
+        assert 0 in values
+        assert 1 in values
 
 
 def test_gaps_are_not_zeros() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from evals import network
+from reward import network
 
 ROOT = Path(__file__).parents[2]
 # Installed by Python itself at the start of each process below, before any of the project's code.
@@ -119,7 +119,7 @@ REFUSALS = {
 @pytest.mark.parametrize("name", REFUSALS)
 def test_an_attempt_is_refused_by_name(tmp_path: Path, name: str) -> None:
     code = (
-        "from conf.entry import plainly\nfrom evals import network\nwith plainly():\n"
+        "from conf.entry import plainly\nfrom reward import network\nwith plainly():\n"
         "    network.close()\n    " + REFUSALS[name]
     )
     done, _ = run(tmp_path, "-c", code, offline=False)
@@ -131,7 +131,7 @@ def test_an_attempt_is_refused_by_name(tmp_path: Path, name: str) -> None:
 
 def test_the_loopback_stays_open(tmp_path: Path) -> None:
     code = (
-        "import socket\nfrom evals import network\nnetwork.close()\n"
+        "import socket\nfrom reward import network\nnetwork.close()\n"
         "server = socket.create_server(('127.0.0.1', 0))\n"
         "socket.create_connection(('localhost', server.getsockname()[1]), timeout=5)\n"
         "first, second = socket.socketpair()\nfirst.send(b'x')\nassert second.recv(1) == b'x'\n"

@@ -16,7 +16,8 @@ from conf.entry import UserError
 from conf.schema import Dtype, Model, Paths, Sampling
 from evals.generate import Generator, race
 from evals.journal import continued
-from evals.sample import prompt_of, read_prompts, sample
+from evals.sample import read_prompts, sample
+from reward.prompts import prompt_of
 from reward.records import NORMALISERS, Prompt
 from reward.turns import BadRow
 

@@ -8,8 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.intervals import Proportions, stderr
-from evals.resampling import bootstrap, bootstrap_means, sign_flips
 from evals.stats import (
     documents_needed,
     holm,
@@ -20,6 +18,8 @@ from evals.stats import (
     rank_intervals,
     seed_effects,
 )
+from reward.intervals import Proportions, stderr
+from reward.resampling import bootstrap, bootstrap_means, sign_flips
 
 Z = 1.959964
 

@@ -544,6 +544,8 @@ def test_preferences_and_prompts_for_trl() -> None:
     assert list(to_trl(Preference(ask, good, bad, 0.0))) == [row | {"margin": 0.0}]
     assert list(to_trl(Prompt(ask))) == [{"prompt": ask}]
     assert list(to_trl(Prompt(ask, "b"))) == [{"prompt": ask, "reference": "b"}]
+    (row,) = to_trl(Prompt(ask, facts={"tests": ["x"]}))
+    assert row == {"prompt": ask, "facts": '{"tests": ["x"]}'}
 
 
 # --- which source

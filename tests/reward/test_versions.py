@@ -19,7 +19,7 @@ from reward import ingest
 from reward.choose import part_of
 from reward.data import prepare
 from reward.diff import diff
-from reward.records import Conversation, Preference
+from reward.records import Conversation, Preference, Prompt
 from reward.versions import RECORDS, REMOVED, Version
 
 
@@ -41,6 +41,17 @@ def answers(version: Version) -> list[str]:
         for record in version.records()
         if isinstance(record, Conversation)
     ]
+
+
+def test_what_a_verifier_reads_is_kept_in_a_version(tmp_path: Path) -> None:
+    facts = {"schema": {"type": "object"}, "kwargs": [{"n": None}], "instruction_id_list": ["a:b"]}
+    rows = [{"prompt": "Give JSON.", "reference": "{}", **facts}, {"prompt": "Hi there"}]
+    version = prepare(Data(source=write(tmp_path / "a.jsonl", rows)), "prompts", tmp_path)
+    asked = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+    kept = [Prompt(asked[0], "{}", facts=facts), Prompt(asked[1])]
+    assert list(version.records()) == kept
+    again = prepare(Data(source=str(version.folder)), "prompts", tmp_path / "again")
+    assert list(again.records()) == kept
 
 
 # --- cleaning

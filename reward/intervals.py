@@ -1,4 +1,4 @@
-"""Intervals of a mean paired difference. numpy and scipy only."""
+"""Intervals of means, of shares and of paired differences. numpy and scipy only."""
 
 import math
 from collections.abc import Sequence
@@ -187,18 +187,85 @@ def _few(delta: np.ndarray) -> Estimate:
 def _proportions(
     delta: np.ndarray, sums: np.ndarray, sizes: np.ndarray, confidence: float
 ) -> Estimate | Proportions:
-    """Clusters are taken into account by the effective number of documents (Korn and Graubard 1998): n divided by the
-    design effect and by the squared ratio of t quantiles, n at most; the number of clusters where no variance shows.
-    """
+    """Clusters are taken into account by the effective number of documents."""
     n, count = delta.size, sums.size
     if count < 2:
         return Estimate(float(delta.mean()), math.nan, 0)
-    size = float(n)
-    if count < n:
-        from scipy import stats
-
-        robust, plain = stderr(sums, sizes), stderr(delta, np.ones(n))
-        at = 0.5 + confidence / 2
-        ratio = float(stats.t.ppf(at, n - 1) / stats.t.ppf(at, count - 1))
-        size = min(n, n * (plain / robust * ratio) ** 2) if robust > 0 else float(count)
+    robust, plain = stderr(sums, sizes), stderr(delta, np.ones(n))
+    size = float(n) if count == n else effective(n, count, robust, plain, confidence)
     return Proportions(size * float((delta < 0).mean()), size * float((delta > 0).mean()), size)
+
+
+def effective(n: int, count: int, robust: float, plain: float, confidence: float) -> float:
+    """The effective number of documents in `count` clusters (Korn and Graubard 1998): n divided by the design effect
+    and by the squared ratio of t quantiles, n at most; the number of clusters where no variance shows.
+
+    Args:
+        n: documents.
+        count: clusters.
+        robust, plain: the standard error that minds the clusters, and the one that does not.
+        confidence: of the interval that it is for.
+    """
+    from scipy import stats
+
+    if not robust > 0:
+        return float(count)
+    at = 0.5 + confidence / 2
+    ratio = float(stats.t.ppf(at, n - 1) / stats.t.ppf(at, count - 1))
+    return float(min(n, n * (plain / robust * ratio) ** 2))
+
+
+def wilson(rate: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share of `n`, which may be an effective number (Wilson 1927)."""
+    if not n:
+        return math.nan, math.nan
+    from scipy import stats
+
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    middle = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def share(
+    values: np.ndarray, clusters: Clusters | None = None, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Interval of the mean of values in [0, 1], such as 0, ½ and 1: Wilson's, at the effective number of documents.
+
+    Korn and Graubard 1998. Never narrower than without clusters, and as wide for ½ as for a mixture of 0 and 1; one
+    cluster, whatever its size, tells as much as one document.
+
+    Args:
+        values: shape (n,).
+        clusters: the cluster of each document, None for one that stands alone; shape (n,).
+        confidence: coverage.
+    """
+    sums, sizes = by_cluster(values, clusters)
+    n, count = values.size, sums.size
+    if not n:
+        return math.nan, math.nan
+    rate = float(values.mean())
+    if count in (1, n):  # a tie varies less than a 0 or 1, and is not counted as knowledge
+        return wilson(rate, count, confidence)
+    plain = math.sqrt(rate * (1 - rate) / (n - 1))
+    return wilson(rate, effective(n, count, stderr(sums, sizes), plain, confidence), confidence)
+
+
+def combined(
+    found: Sequence[tuple[float, float, float]], weights: Sequence[float]
+) -> tuple[float, float, float]:
+    """Weighted mean of independent (value, low, high), and its interval.
+
+    The distances to the ends add up in squares (MOVER: Zou and Donner 2008), which for normal intervals is the usual
+    standard error of a mean, and keeps an end that an interval owes to few flips.
+    """
+    whole = sum(weights)
+    parts = [weight / whole for weight in weights]
+    mean = sum(part * value for part, (value, _, _) in zip(parts, found, strict=True))
+    below = math.hypot(
+        *(p * (value - low) for p, (value, low, _) in zip(parts, found, strict=True))
+    )
+    above = math.hypot(
+        *(p * (high - value) for p, (value, _, high) in zip(parts, found, strict=True))
+    )
+    return mean, mean - below, mean + above

@@ -1,4 +1,4 @@
-"""Distributions by resampling: the paired bootstrap and random sign flips. Fixed seeds; numpy only."""
+"""Distributions by resampling: the bootstrap of clusters and random sign flips. Fixed seeds; numpy only."""
 
 import numpy as np
 
@@ -24,14 +24,29 @@ def bootstrap(sums: np.ndarray, sizes: np.ndarray, confidence: float = 0.95) -> 
 
 def bootstrap_means(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Means of resampled clusters, each drawn with replacement as often as there are clusters."""
+    totals = bootstrap_totals(np.stack([sums, sizes], axis=1))
+    return np.asarray(totals[:, 0] / totals[:, 1])
+
+
+def bootstrap_totals(sums: np.ndarray) -> np.ndarray:
+    """Totals over resampled clusters, for statistics that are functions of totals.
+
+    Args:
+        sums: sums over the documents of each cluster; shape (G, P).
+
+    Returns:
+        Shape (resamples, P).
+    """
     rng = np.random.default_rng(0)
-    count = sums.size
+    count = len(sums)
     rows = max(1, _CHUNK // count)
     found = []
     for start in range(0, _RESAMPLES, rows):
         shape = (min(rows, _RESAMPLES - start), count)
         drawn = rng.integers(count, size=shape, dtype=np.int32)
-        found.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+        flat = drawn + np.arange(shape[0])[:, None] * count
+        times = np.bincount(flat.ravel(), minlength=flat.size).reshape(shape)  # each is drawn
+        found.append(times @ sums)
     return np.concatenate(found)
 
 

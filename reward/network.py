@@ -32,7 +32,7 @@ _INHERITED = "ALIGN_OFFLINE"  # tells the processes started from this one
 
 # Modules that connect on behalf of others; the one that asked them is named.
 _PLUMBING = {
-    "aiohttp", "anyio", "asyncio", "evals", "fsspec", "h11", "http", "httpcore", "httpx", "requests", "socket", "ssl",
+    "aiohttp", "anyio", "asyncio", "fsspec", "h11", "http", "httpcore", "httpx", "requests", "reward", "socket", "ssl",
     "urllib", "urllib3",
 }  # fmt: skip
 _IN_USE = False

@@ -1,0 +1,129 @@
+"""What a probe needs before anything is loaded: its prompts, its checks, and what its looks depend on."""
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from conf.entry import UserError, plain
+from conf.schema import Align, Probe, Reward, Source
+from reward import sources
+from reward.looks import FEWEST, LOOKS, Finding, Look, judge, read
+from reward.prompts import Asked, key_of, prompt_of, read_prompts
+from reward.rewards import check_needs, check_reward
+from reward.store import canonical, fingerprint, source_key
+from reward.versions import Version
+
+_ROOT = Path(__file__).parent.parent
+# What a look is computed by.
+_CODE = [
+    _ROOT / "align" / "probe.py",
+    _ROOT / "align" / "stages" / "probe.py",
+    _ROOT / "evals" / "generate.py",
+    *(_ROOT / "reward" / name for name in ("looks.py", "rewards.py", "model.py", "verifiers")),
+]
+
+
+def questions(source: Source) -> list[Asked]:
+    """The distinct prompts of a source, up to its limit.
+
+    Raises:
+        UserError: naming the first row that cannot be used: a probe is small enough to be right.
+    """
+    found, _ = read_prompts(source, "probe.prompts", 0.0)
+    return list(found.values())
+
+
+def check_probe(config: Align, trained: dict[str, Version]) -> None:
+    """Check a probe before the first stage starts.
+
+    Args:
+        config: an experiment with a probe.
+        trained: the rows of the stages that it watches, by stage.
+
+    Raises:
+        UserError: naming the key, and what would be right.
+    """
+    probe = config.probe
+    assert probe is not None
+    if not trained:
+        raise UserError("probe: no stage of this experiment moves a policy toward a preference")
+    for name in ("steps", "n", "max_new_tokens", "batch_size"):
+        if (number := getattr(probe, name)) < 1:
+            raise UserError(f"probe.{name}={number} must be at least 1")
+    if not 0 < probe.temperature < math.inf:
+        raise UserError(
+            f"probe.temperature={probe.temperature} must be a positive number: KL is measured on what is sampled"
+        )
+    if config.deepspeed or config.launch.nnodes * config.launch.nproc_per_node > 1:
+        raise UserError(
+            "a probe needs the whole policy in one process: set launch=inline and deepspeed=off, or probe=null"
+        )
+    check_reward(probe.proxy, "probe.proxy")
+    check_reward(probe.gold, "probe.gold")
+    if canonical(plain(probe.proxy)) == canonical(plain(probe.gold)):
+        raise UserError("probe.gold is probe.proxy: nothing would be seen; name another measure")
+    asked = questions(probe.prompts)
+    if len(asked) < FEWEST:
+        raise UserError(
+            f"probe.prompts has {len(asked)} distinct prompts, and an interval over prompts needs {FEWEST} or more"
+        )
+    for name in ("proxy", "gold"):
+        check_needs(getattr(probe, name), asked, f"probe.{name}")
+    for stage, rows in trained.items():
+        _check_apart(asked, rows, stage)
+
+
+def _check_apart(asked: list[Asked], rows: Version, stage: str) -> None:
+    keys = {key_of(one.prompt, one.tools) for one in asked}
+    trained = (prompt_of(record) for record in rows.records())
+    shared = sum(key_of(prompt.prompt, prompt.tools) in keys for prompt in trained)
+    if shared:
+        raise UserError(
+            f"probe.prompts: {shared} of the rows that {stage} trains on have a prompt of the probe; "
+            "name prompts that are held out"
+        )
+
+
+def identity(probe: Probe, cache: Path) -> dict[str, Any]:
+    """What the looks of a probe depend on besides the policy."""
+    return {
+        "settings": plain(probe),
+        "prompts": sources.identity(probe.prompts, "probe.prompts", cache),
+        "models": [*_weights(probe.proxy, cache), *_weights(probe.gold, cache)],
+        "code": source_key(*_CODE),
+    }
+
+
+def _weights(reward: Reward, cache: Path) -> Iterator[str]:
+    """Hashes of the local folders that the terms of a reward name."""
+    for term in reward.terms.values():
+        folder = Path(str(term.args.get("path", ""))).expanduser()
+        if term.args.get("path") and folder.is_dir():
+            yield fingerprint(folder, cache / "fingerprints.json")
+
+
+class Alarm:
+    """Says on stderr, once, that a policy in training is over-optimized."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._looks: list[Look] = []
+        self._is_said = False
+
+    def hear(self, row: dict[str, Any]) -> dict[str, float]:
+        """Take a new row of looks; its numbers by the names under which a tracker shows them."""
+        self._looks.append(Look.from_json(row))
+        finding = judge(self._looks, is_watching=True)
+        if finding.is_warning and not self._is_said:
+            self._is_said = True
+            print(f"{self._stage:10} warning: {finding.sentence()}", file=sys.stderr, flush=True)
+        values = {key: row[key] for key in row if key not in ("step", "per_prompt")}
+        return {f"probe/{key}": value for key, value in values.items() if value is not None}
+
+
+def finding_of(artifact: Path) -> Finding | None:
+    """What the looks of a finished stage amount to; None where none were taken."""
+    path = artifact / LOOKS
+    return judge(read(path)) if path.is_file() else None

@@ -1,0 +1,84 @@
+"""The main figures of a report on a reward model, as a run records them, and as text. No torch."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from conf.entry import UserError
+from evals.runs import Run
+from reward.pages.markup import MISSING, slug
+from reward.store import read_json
+
+FOLDER = "rewards"  # in a run's folder and in the site
+REPORT, PAGE, PAIRS = "report.json", "report.html", "pairs.jsonl"
+
+# Name in a run's record → where it is in the report.
+_FIGURES = {
+    "accuracy": ("accuracy", "value"),
+    "ci_low": ("accuracy", "ci_low"),
+    "ci_high": ("accuracy", "ci_high"),
+    "n": ("accuracy", "n"),
+    "longest_wins": ("length_baseline", "value"),
+    "over_length": ("over_length", "difference"),
+    "over_length_ci_low": ("over_length", "ci_low"),
+    "over_length_ci_high": ("over_length", "ci_high"),
+    "ece": ("ece", "value"),
+    "brier": ("brier", "value"),
+}
+
+
+def main_figures(folder: Path) -> dict[str, float]:
+    """What a run records of the report in `folder`; NaN where the report has null.
+
+    Raises:
+        UserError: when it is no such report.
+    """
+    path = folder / REPORT
+    try:
+        report = read_json(path)
+        return {name: _number(report[part][key]) for name, (part, key) in _FIGURES.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a report on a reward model: {error}") from error
+
+
+class Rated(NamedTuple):
+    """A reward model that a run trained and measured: its stage, and `main_figures`."""
+
+    run: Run
+    stage: str
+    figures: dict[str, float]
+
+    @property
+    def report(self) -> Path:
+        """The page that the run kept; it may be lost."""
+        return self.run.folder / FOLDER / self.stage / PAGE
+
+    @property
+    def page(self) -> str:
+        """Where it is in the site, from its root; empty when the run lost it."""
+        name = f"{slug(self.run.experiment)}-{self.run.arm}-seed{self.run.seed}-{self.stage}"
+        return f"{FOLDER}/{name}.html" if self.report.is_file() else ""
+
+
+def rated(runs: Iterable[Run]) -> list[Rated]:
+    """The reward models of some runs."""
+    return [
+        Rated(run, stage, {name: _number(figures.get(name)) for name in _FIGURES})
+        for run in runs
+        for stage, figures in run.rewards.items()
+    ]
+
+
+def rated_text(figures: dict[str, float]) -> str:
+    """`accuracy 0.68 [0.62, 0.74], longest-wins 0.55, ECE 0.06, n=271`; a figure that is missing is a dash."""
+    text = {name: MISSING if math.isnan(x) else f"{x:.2f}" for name, x in figures.items()}
+    n = MISSING if math.isnan(figures["n"]) else f"{figures['n']:.0f}"
+    return (
+        f"accuracy {text['accuracy']} [{text['ci_low']}, {text['ci_high']}], longest-wins {text['longest_wins']}, "
+        f"ECE {text['ece']}, n={n}"
+    )
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
