@@ -24,30 +24,21 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from align.ppo import core
-from align.ppo.batches import Sample, micro_batches, pack, share, shuffled
+from align.ppo.batches import pack
+from align.ppo.collect import Collector, Question, keep_samples, questions_of
 from align.ppo.config import PPOConfig
-from align.ppo.model import PolicyValue, disable_dropout, load_weights, token_logp, without_adapter
-from align.ppo.rollout import Judged, Rollout, build
-from align.ppo.sampling import GenerateSampler, Sampler
-from align.ppo.scores import shape
+from align.ppo.model import PolicyValue, disable_dropout, load_weights
+from align.ppo.rollout import Rollout
+from align.ppo.sampling import GenerateSampler
 from align.ppo.update import Sums, TokenWeights, micro_loss, token_weights
 from conf.entry import UserError
 from reward.answers import Answer
-from reward.prompts import Asked
 from reward.rewards import Worth
-from reward.store import content_key, read_json, write_json
+from reward.store import read_json, write_json
 
 STATE = "ppo_state.json"
 VALUE_MODEL = "value_model"
 SAMPLES = "samples.jsonl"
-
-
-@dataclass(frozen=True)
-class Question:
-    """A prompt: its tokens up to where the assistant is to speak, and what a reward reads beside the answer."""
-
-    ids: list[int]
-    asked: Asked
 
 
 @dataclass
@@ -94,7 +85,6 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         if reference is None and not hasattr(policy, "disable_adapter"):
             raise ValueError("a policy without an adapter needs a reference: a frozen copy of it")
         self.questions = list(questions)
-        self.reward = reward
         for model in (policy, value):  # or the first ratio is not 1
             disable_dropout(model)
         self.ppo = State(coef=args.kl_coef)
@@ -108,188 +98,49 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
             processing_class=tokenizer,
             callbacks=list(callbacks or []),
         )
-        self.reference = reference
         if reference is not None:
             reference.eval().requires_grad_(False).to(self.args.device)
         self.optimizer: Any
         self.control: Any
-        self.sampler: Sampler = self._own_sampler(args.temperature)
-
-    # --- sampling and scoring ---
-
-    def _own_sampler(self, temperature: float) -> GenerateSampler:
-        return GenerateSampler(
-            self.model.policy,
-            self.processing_class,
-            temperature,
-            self.args.max_new_tokens,
-            self.args.generation_batch_size,
-            self._whole_policy,
+        sampler = GenerateSampler(
+            policy,
+            tokenizer,
+            args.temperature,
+            args.max_new_tokens,
+            args.generation_batch_size,
+            self._generating,
         )
+        self.collector = Collector(self.accelerator, args, tokenizer, reference, reward, sampler)
+
+    # --- rollouts ---
 
     @contextlib.contextmanager
-    def _whole_policy(self) -> Iterator[None]:
+    def _generating(self) -> Iterator[None]:
         """Mixed precision as in training, and under ZeRO-3 the policy's weights on every process."""
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
         with self.accelerator.autocast(), contextlib.ExitStack() as stack:
-            if self._is_zero3():
+            if plugin is not None and plugin.zero_stage == 3:
                 stack.enter_context(gathered(self.model_wrapped, self.model.policy))
             yield
 
-    def _is_zero3(self) -> bool:
-        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
-        return plugin is not None and plugin.zero_stage == 3
-
-    def _drawn(self, questions: Sequence[Question], salt: list[Any]) -> list[Sample]:
-        """A response to each question, drawn by all processes together."""
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        mine = range(rank, len(questions), processes)
-        seeds = [int(content_key([self.args.seed, *salt, place]), 16) for place in mine]
-        drawn = self.sampler.sample([questions[place].ids for place in mine], seeds) if mine else []
-        return self._gathered(dict(zip(mine, drawn, strict=True)))
-
-    def _gathered(self, own: dict[int, Any]) -> list[Any]:
-        """What the processes have by place, as one list in the order of the places."""
-        found = dict(gather_object(list(own.items())))
-        return [found[place] for place in sorted(found)]
-
-    def _worths(self, questions: Sequence[Question], samples: Sequence[Sample]) -> Worth:
-        """What the responses are worth, each scored by one process."""
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        mine = list(range(rank, len(samples), processes))
-        answers = [
-            answered(questions[place], samples[place], self.processing_class) for place in mine
-        ]
-        own = self.reward(answers) if answers else Worth([], {})
-        rows = {
-            place: (own.total[i], {name: values[i] for name, values in own.terms.items()})
-            for i, place in enumerate(mine)
-        }
-        gathered = self._gathered(rows)
-        terms = {name: [row[1][name] for row in gathered] for name in gathered[0][1]}
-        return Worth([row[0] for row in gathered], terms)
-
-    @torch.no_grad()
-    def _judged(self, samples: list[Sample], plan: list[list[int]]) -> list[Judged]:
-        """What policy, reference and critic say of every token, in the micro-batches of `plan`."""
-        self.model.eval()
-        own: dict[int, Judged] = {}
-        for places in self._share(plan):
-            chosen = [samples[place] for place in places] or [samples[0]]  # all must join in
-            batch = pack(chosen, self.processing_class.pad_token_id, self.args.device)
-            rows, cols = _with_ends(batch.rows, batch.cols, batch.ends)
-            inputs = (batch.ids, batch.rows, batch.cols)
-            temperature = self.args.temperature
-            logp = self.model_wrapped(*inputs, "policy", temperature).logp
-            values = self.model_wrapped(batch.ids, rows, cols, "value").values
-            ref = self._reference_logp(inputs, logp)
-            rest = iter(values[len(batch.rows) :].tolist())
-            split = [_by_row(x, batch.rows, len(chosen)) for x in (logp, ref, values[: len(logp)])]
-            for place, row in zip(places, zip(*split, strict=True), strict=False):
-                own[place] = Judged(row[0], row[1], row[2], next(rest))
-        return self._gathered(own)
-
-    def _reference_logp(self, inputs: tuple[Tensor, Tensor, Tensor], logp: Tensor) -> Tensor:
-        if self.ppo.coef == 0 and self.args.target_kl_per_sequence is None:
-            return logp  # nobody asks how far the policy has gone
-        if self.reference is None:
-            with without_adapter(self.model.policy):
-                found: Tensor = self.model_wrapped(*inputs, "policy", self.args.temperature).logp
-            return found
-        with self.accelerator.autocast():
-            return token_logp(self.reference, *inputs, self.args.temperature)[0]
-
-    def _collect(self) -> Rollout:
-        """Write a rollout and find what there is to learn from it."""
-        started = time.monotonic()
-        args, number = self.args, self.ppo.rollouts
-        questions = self._questions_of(number)
-        self.sampler.sync()
-        samples = self._drawn(questions, ["rollout", number])
-        generated = time.monotonic()
-        schedule = self._schedule(number, len(samples))
-        lengths = [sample.length for sample in samples]
-        # Scored in the micro-batches of the first pass, so that the first ratio is exactly 1.
-        plan = [batch for step in schedule[: args.num_mini_batches] for batch in self._cut(step, lengths)]  # fmt: skip
-        judged = self._judged(samples, plan)
-        scored = time.monotonic()
-        worth = self._worths(questions, samples)
-        scores = shape(worth.total, samples, args, self.ppo.running)
-        if not bool(scores.is_usable.any()):
-            raise UserError(
-                f"the reward said nothing of any of {len(samples)} responses in rollout {number}; check ppo.reward and "
-                "the columns of the prompts that it needs"
-            )
-        rollout, log = build(number, samples, schedule, judged, scores, self.ppo.coef, args)
-        for name, values in worth.terms.items():
-            said = [value for value in values if not math.isnan(value)]
-            log[f"rewards/{name}/mean"] = sum(said) / len(said) if said else math.nan
-        log |= {
-            "time/generate": generated - started,
-            "time/score": scored - generated,
-            "time/reward": time.monotonic() - scored,
-        }
-        self.ppo.rollouts += 1
-        self.ppo.episodes += len(samples)
-        controller = core.AdaptiveKL(self.ppo.coef, args.target_kl_per_sequence, args.kl_horizon)
-        controller.update(log["objective/kl"], len(samples))
-        self.ppo.coef = controller.coef
-        for name, value in log.items():
-            self._metrics[name].append(value)
-        self._keep_samples(questions, samples, worth)
-        return rollout
-
-    def _questions_of(self, number: int) -> list[Question]:
-        """The prompts of a rollout: all are gone through, in a new order each time, before one comes again."""
-        size, total = self.args.rollout_batch_size, len(self.questions)
-        places = range(number * size, (number + 1) * size)
-        orders = {
-            turn: shuffled(total, self.args.seed, "prompts", turn)
-            for turn in {place // total for place in places}
-        }
-        return [self.questions[orders[place // total][place % total]] for place in places]
-
-    def _schedule(self, number: int, size: int) -> list[list[int]]:
-        """The responses of each optimizer step."""
-        found = []
-        each = size // self.args.num_mini_batches
-        for turn in range(self.args.num_ppo_epochs):
-            order = shuffled(size, self.args.seed, "steps", number, turn)
-            found += [order[start : start + each] for start in range(0, size, each)]
-        return found
-
-    def _cut(self, places: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-        args = self.args
-        return micro_batches(
-            places, lengths, args.per_device_train_batch_size, args.max_tokens_per_micro_batch
+    def _next_rollout(self) -> Rollout:
+        """Write a rollout, take note of it, and adjust what follows from it."""
+        args, state = self.args, self.ppo
+        questions = questions_of(self.questions, state.rollouts, args.rollout_batch_size, args.seed)
+        found = self.collector.collect(
+            self.model_wrapped, questions, state.rollouts, state.coef, state.running
         )
-
-    def _share(self, batches: Sequence[list[int]]) -> list[list[int]]:
-        return share(batches, self.accelerator.process_index, self.accelerator.num_processes)
-
-    def _keep_samples(
-        self, questions: Sequence[Question], samples: Sequence[Sample], worth: Worth
-    ) -> None:
-        """Append the first responses of a rollout to a file."""
-        if not self.is_world_process_zero() or not self.args.log_samples:
-            return
-        from reward.command import line_of
-
-        path = Path(self.args.output_dir) / SAMPLES
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            for place in range(min(self.args.log_samples, len(samples))):
-                answer = answered(questions[place], samples[place], self.processing_class)
-                total = worth.total[place]
-                row = {
-                    "rollout": self.ppo.rollouts - 1,
-                    "step": self.state.global_step,
-                    "prompt": answer.prompt,
-                    "response": answer.text,
-                    "score": None if math.isnan(total) else total,
-                    "tokens": answer.tokens,
-                    "is_ended": answer.is_ended,
-                }
-                file.write(line_of(row))
+        controller = core.AdaptiveKL(state.coef, args.target_kl_per_sequence, args.kl_horizon)
+        controller.update(found.log["objective/kl"], len(found.answers))
+        state.coef = controller.coef
+        for name, value in found.log.items():
+            self._metrics[name].append(value)
+        if self.is_world_process_zero() and args.log_samples:
+            path = Path(args.output_dir) / SAMPLES
+            keep_samples(path, found, args.log_samples, self.state.global_step)
+        state.rollouts += 1
+        state.episodes += len(found.answers)
+        return found.rollout
 
     # --- learning ---
 
@@ -303,12 +154,12 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
     ) -> Tensor:
         """Take one mini-batch of the present rollout; write a new one first when it is used up."""
         if self.rollout is None or self.rollout.is_used_up:
-            self.rollout = self._collect()
+            self.rollout = self._next_rollout()
         started, args = time.monotonic(), self.args
         rollout = self.rollout
         model.train()
         places = rollout.schedule[rollout.step]
-        batches = self._share(self._cut(places, [sample.length for sample in rollout.samples]))
+        batches = self.collector.micro_batches(places, rollout.samples)
         weights = token_weights(rollout, places, args)
         sums = []
         for number, micro in enumerate(batches):
@@ -443,8 +294,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
             `eval_reward` with its standard error over prompts, the length and how many answers ended.
         """
         questions = list(self.eval_dataset if eval_dataset is None else eval_dataset)
-        samples = self._drawn(questions, ["eval"])
-        worth = self._worths(questions, samples)
+        samples = self.collector.drawn(questions, ["eval"])
+        worth, _ = self.collector.worths(questions, samples)
         said = [value for value in worth.total if not math.isnan(value)]
         mean = sum(said) / len(said) if said else math.nan
         spread = math.sqrt(sum((x - mean) ** 2 for x in said) / max(len(said) - 1, 1))
@@ -519,26 +370,6 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         found = read_json(path)
         self.ppo = State(**found | {"running": core.RunningMoments(**found["running"])})
         self.rollout = Rollout.load(Path(checkpoint))
-
-
-def answered(question: Question, sample: Sample, tokenizer: Any) -> Answer:
-    """A response as a reward sees it."""
-    text = tokenizer.decode(sample.response, skip_special_tokens=True)
-    return question.asked.answered(text, len(sample.response), sample.is_ended)
-
-
-def _with_ends(rows: Tensor, cols: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """The states before each token, then the one after each response."""
-    last = torch.arange(len(ends), device=ends.device)
-    return torch.cat([rows, last]), torch.cat([cols, ends])
-
-
-def _by_row(x: Tensor, rows: Tensor, number: int) -> list[list[float]]:
-    """(N,) tokens as a list for each of `number` responses."""
-    found: list[list[float]] = [[] for _ in range(number)]
-    for row, value in zip(rows.tolist(), x.tolist(), strict=True):
-        found[row].append(value)
-    return found
 
 
 def _hold_policy(scheduler: Any, steps: int) -> None:

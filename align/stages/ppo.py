@@ -67,7 +67,7 @@ def read_questions(rows: Version, tokenizer: Any, limit: int) -> list[Any]:
     Raises:
         UserError: when none is left.
     """
-    from align.ppo.trainer import Question
+    from align.ppo.collect import Question
 
     found = []
     for record in rows.records():

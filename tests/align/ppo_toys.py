@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from align.ppo.collect import Question
 from align.ppo.config import PPOConfig
-from align.ppo.trainer import PPOTrainer, Question
+from align.ppo.trainer import PPOTrainer
 from reward.answers import Answer
 from reward.prompts import Asked
 from reward.rewards import Worth
