@@ -337,6 +337,7 @@ def _check_objective(config: Align) -> None:
         raise UserError(
             f"evaluation.objective={wanted!r} must be SUITE/TASK/METRIC with a suite of this "
             f"experiment ({', '.join(suites) or 'it has none'})"
+            + (f", or {ACCURACY}" if "rm" in config.stages else "")
         )
 
 

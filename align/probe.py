@@ -2,26 +2,27 @@
 
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from conf.entry import UserError, plain
-from conf.schema import Align, Probe, Reward, Source
+from conf.schema import Align, Probe, Source
 from reward import sources
 from reward.looks import FEWEST, LOOKS, Finding, Look, judge, read
+from reward.origin import origin
 from reward.prompts import Asked, key_of, prompt_of, read_prompts
 from reward.rewards import check_needs, check_reward
-from reward.store import canonical, fingerprint, source_key
+from reward.store import canonical, source_key
 from reward.versions import Version
 
 _ROOT = Path(__file__).parent.parent
-# What a look is computed by.
+# What a look is computed by, besides its rewards.
 _CODE = [
     _ROOT / "align" / "probe.py",
     _ROOT / "align" / "stages" / "probe.py",
     _ROOT / "evals" / "generate.py",
-    *(_ROOT / "reward" / name for name in ("looks.py", "rewards.py", "model.py", "verifiers")),
+    _ROOT / "reward" / "looks.py",
+    _ROOT / "reward" / "prompts.py",
 ]
 
 
@@ -60,8 +61,7 @@ def check_probe(config: Align, trained: dict[str, Version]) -> None:
         raise UserError(
             "a probe needs the whole policy in one process: set launch=inline and deepspeed=off, or probe=null"
         )
-    check_reward(probe.proxy, "probe.proxy")
-    check_reward(probe.gold, "probe.gold")
+    _check_rewards(probe)
     if canonical(plain(probe.proxy)) == canonical(plain(probe.gold)):
         raise UserError("probe.gold is probe.proxy: nothing would be seen; name another measure")
     asked = questions(probe.prompts)
@@ -86,22 +86,25 @@ def _check_apart(asked: list[Asked], rows: Version, stage: str) -> None:
         )
 
 
+def _check_rewards(probe: Probe) -> None:
+    check_reward(probe.proxy, "probe.proxy")
+    check_reward(probe.gold, "probe.gold")
+
+
 def identity(probe: Probe, cache: Path) -> dict[str, Any]:
-    """What the looks of a probe depend on besides the policy."""
+    """What the looks of a probe depend on besides the policy.
+
+    Raises:
+        UserError: when a reward is wrong, or its model's server cannot be reached.
+    """
+    _check_rewards(probe)  # before a module is looked for: only one that was allowed may be
     return {
         "settings": plain(probe),
         "prompts": sources.identity(probe.prompts, "probe.prompts", cache),
-        "models": [*_weights(probe.proxy, cache), *_weights(probe.gold, cache)],
+        "proxy": origin(probe.proxy, cache),
+        "gold": origin(probe.gold, cache),
         "code": source_key(*_CODE),
     }
-
-
-def _weights(reward: Reward, cache: Path) -> Iterator[str]:
-    """Hashes of the local folders that the terms of a reward name."""
-    for term in reward.terms.values():
-        folder = Path(str(term.args.get("path", ""))).expanduser()
-        if term.args.get("path") and folder.is_dir():
-            yield fingerprint(folder, cache / "fingerprints.json")
 
 
 class Alarm:

@@ -5,9 +5,9 @@ from typing import Any
 
 from align import launch
 from align.artifact import Job
-from conf.schema import Model
-from evals.models import identity
 from evals.rated import main_figures
+from reward.child import overrides
+from reward.classifier import identity
 from reward.store import build_once, content_key, source_key
 from reward.versions import Version
 
@@ -30,7 +30,7 @@ def rate(job: Job, root: Path, log: Path) -> Path | None:
     data = job.eval_data
     key = content_key(
         {
-            "model": identity(Model(path=str(job.out)), root / "cache"),
+            "model": identity(str(job.out), cache=root / "cache"),
             "data": Version.load(data).fingerprint,
             "code": source_key(_REWARD),
         }
@@ -38,9 +38,10 @@ def rate(job: Job, root: Path, log: Path) -> Path | None:
 
     def build(partial: Path) -> dict[str, Any]:
         made = partial / "report"  # of its own: it may keep a manifest there, as this folder does
-        arguments = [f"model.path={job.out}", f"data.source={data}", f"out={made}"]
+        paths = {"model.path": job.out, "data.source": data, "out": made, "paths.root": root}
         kept = "the reward model is kept, and the same command continues"
-        argv = launch.command("reward.report", [*arguments, f"paths.root={root}"])
+        arguments = overrides({key: str(path) for key, path in paths.items()})
+        argv = launch.command("reward.report", arguments)
         launch.run(argv, "rm report", log, kept=kept)
         return {"key": key, "model": job.out.name, "data": data.name} | main_figures(made)
 

@@ -143,8 +143,12 @@ class _Run:
         for job in self.plan.jobs:
             self.audits[job.stage] = pass_gate(job, self.config, index)
             if not is_complete(job.out):
-                rows = set(self.plan.data[job.stage].facts()["row"].tolist())
-                print(f"{job.stage:10} {_findings_line(self.audits[job.stage], rows)}")
+                facts = self.plan.data[job.stage].facts()
+                print(
+                    f"{job.stage:10} {_findings_line(self.audits[job.stage], set(facts['row'].tolist()))}"
+                )
+                if job.stage == "rm" and (told := _margin_line(facts["margin"].tolist())):
+                    print(f"{job.stage:10} {told}")
 
     def train(self, job: Job) -> dict[str, Any]:
         """The record of a stage, built unless it is there."""
@@ -350,6 +354,17 @@ def _arm(config: dict[str, Any]) -> str:
 
 def _without(mapping: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in mapping.items() if name != key}
+
+
+def _margin_line(margins: list[float]) -> str:
+    """What the margins of the rows do to the loss; empty when there is not one for every row."""
+    if not margins or not all(map(math.isfinite, margins)):
+        return ""
+    mean = math.fsum(margins) / len(margins)
+    return (
+        f"the rows' margins (mean {mean:.3g}) are subtracted from the difference of the scores in the loss; "
+        "drop the column `margin` to train without them"
+    )
 
 
 def _findings_line(audit: Path, rows: set[int]) -> str:

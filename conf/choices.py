@@ -8,6 +8,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from conf.schema import Scorer
+
 CONF_DIR = Path(__file__).parent
 
 
@@ -16,7 +18,8 @@ def groups(schema: type[Any]) -> dict[str, list[str]]:
 
     An experiment may set any key of a configuration with stages, so it has no field of its own.
     """
-    fields = {field.name for field in dataclasses.fields(schema)}
+    # A reward model (Scorer) is a field `model` too, but none of the models in the group.
+    fields = {field.name for field in dataclasses.fields(schema) if field.type is not Scorer}
     places = fields | ({"experiment", "data", "suite"} if "stages" in fields else set())
     return {
         folder.name: sorted(path.stem for path in folder.glob("*.yaml"))

@@ -223,9 +223,14 @@ def _config_message(error: BaseException, schema: type[Any] | None) -> str | Non
     """One message for an error of Hydra or OmegaConf; None when it is something else."""
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+    from yaml import YAMLError
 
     if isinstance(error, ValueError) and "--multirun, --cfg" in str(error):
         return _first_line(error)
+    if isinstance(error, YAMLError):
+        place = getattr(error, "problem_mark", None)
+        where = f"{place.name}, line {place.line + 1}" if place else "a configuration file"
+        return f"{where} is not YAML: {getattr(error, 'problem', None) or _first_line(error)}"
     if isinstance(error, AssertionError) and "Unexpected type for root" in str(error):
         return (
             "a part of something optional is set, which is null until it is chosen: "
@@ -276,7 +281,8 @@ def _missing_option(error: Exception) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
+    first, *rest = str(error).strip().splitlines()
+    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
 
 
 def _listed(names: set[str]) -> str:

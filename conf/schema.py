@@ -447,7 +447,7 @@ class Ranking(Sampling):
     reward: Reward = field(default_factory=Reward)
     pick: Pick = Pick.best
     drop_cut: bool = False  # leave out completions that `max_new_tokens` cut off
-    min_score: float | None = None  # pick=accept: least reward of a kept completion
+    min_score: float | None = None  # pick=accept needs it: least reward of a kept completion
     keep: int = 1  # pick=accept: most completions kept of a prompt
     pairing: str = "best_worst"  # pick=pairs: a method in reward.pairs.METHODS
     min_margin: float = 0.0  # pick=pairs: least difference of the rewards

@@ -14,8 +14,8 @@ def main(config: Evals, overrides: list[str]) -> float | None:
     if config.offline:
         network.close()
     # Here, not above: --help and a config error must not wait for it.
-    from evals.models import quiet
     from evals.run import Request, check_request, evaluate
+    from reward.quiet import quiet
 
     del overrides
     root = Path(config.paths.root)

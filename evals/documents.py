@@ -28,7 +28,7 @@ def write_documents(suite: Suite, out: Path) -> Counter[str]:
     import datasets
 
     from evals import harness, heldout
-    from evals.models import quiet
+    from reward.quiet import quiet
 
     quiet()
     datasets.disable_progress_bars()

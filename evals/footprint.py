@@ -33,10 +33,11 @@ from typing import Any
 
 from conf.entry import UserError, built, plain, plainly
 from conf.schema import Model
-from evals.models import load, prepared, quiet
+from evals.models import load, prepared
 from evals.quantize import QuantizerUnavailable, loading_options, trying
 from evals.results import Score
 from evals.run import Measured, Subject
+from reward.quiet import quiet
 from reward.store import read_json, write_json
 
 PROMPT = 256

@@ -3,6 +3,7 @@
 An arm is a configuration without its seed; the runs of an arm differ in the seed only.
 """
 
+import functools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 from conf.entry import UserError
 from evals.contrast import Change, Contrast, contrast, is_share, joined, spread_of
 from evals.ranking import paired_ranks
+from evals.rated import Rating, held_out, rating
 from evals.results import UNQUANTIZED, EvalResult, Score
 from evals.runs import Run, Variant, load_runs
 
@@ -55,6 +57,16 @@ class Arm:
     def first(self) -> Run:
         """The run of the lowest seed, which stands for the arm where numbers cannot be averaged."""
         return self.runs[0]
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether all that was trained are reward models: there is no policy to measure."""
+        return bool(self.first.stages) and not self.stages
+
+    @functools.cached_property
+    def rating(self) -> Rating | None:
+        """What its reward model is worth on held-out pairs."""
+        return rating(self.runs)
 
     @property
     def base(self) -> Variant:
@@ -169,7 +181,7 @@ def _main_score(result: EvalResult | str, task: str) -> Score:
 
 
 class Ranked(NamedTuple):
-    """An arm and the ranks that it may have, such as "1–2"; "–" when it has no gain."""
+    """An arm and the ranks that it may have, such as "1–2"; "–" when it has nothing to be ranked by."""
 
     rank: str
     arm: Arm
@@ -177,7 +189,7 @@ class Ranked(NamedTuple):
 
 @dataclass(frozen=True)
 class Board:
-    """Arms whose gain was measured on the same test, best first.
+    """Arms whose gain was measured on the same test, best first; without one, reward models on the same pairs.
 
     Gains on different tests cannot be ranked against each other.
     """
@@ -205,7 +217,9 @@ def boards(runs: Sequence[Run], margin: float | None = None) -> list[Board]:
         runs, lambda r: (r.experiment, r.arm, r.test())
     ).items():
         siblings = [run for run in runs if run.experiment == experiment]
-        by_test.setdefault(test, []).append(_arm(group, _distinction(group[0], siblings), margin))
+        arm = _arm(group, _distinction(group[0], siblings), margin)
+        # Without a gain suite, reward models are judged by the pairs that they were measured on.
+        by_test.setdefault(test or held_out(arm.runs), []).append(arm)
     ordered = sorted(by_test.items(), key=lambda item: (-len(item[1]), item[0]))
     names = [_test_name(arms) for _, arms in ordered]
     return [
@@ -264,7 +278,10 @@ def _arm(runs: Sequence[Run], distinction: str, margin: float | None) -> Arm:
 
 
 def _test_name(arms: Sequence[Arm]) -> str:
-    return ", ".join(task for _, task in arms[0].tasks("gain")) or "no gain suite"
+    if tasks := arms[0].tasks("gain"):
+        return ", ".join(task for _, task in tasks)
+    sources = [source for source, _ in held_out(arms[0].runs)]
+    return f"held-out pairs of {', '.join(sources)}" if sources else "no gain suite"
 
 
 def ranked(arms: Sequence[Arm]) -> list[Ranked]:
@@ -272,12 +289,14 @@ def ranked(arms: Sequence[Arm]) -> list[Ranked]:
 
     Final policies are compared on the same documents; see `evals.ranking.paired_ranks`. Where that
     cannot be done, arms are ordered by gain, and one is behind another when its whole interval lies
-    below the other's; `Board.note` says so.
+    below the other's; `Board.note` says so. Without a gain suite it is the accuracy of their reward models.
     """
     return _ranked(arms)[0]
 
 
 def _ranked(arms: Sequence[Arm]) -> tuple[list[Ranked], str]:
+    if not any(arm.tasks("gain") for arm in arms) and any(arm.rating for arm in arms):
+        return _ranked_by_accuracy(arms)
     gains = sorted(((arm.average("gain"), arm) for arm in arms), key=lambda pair: pair[1].name)
     known = [pair for pair in gains if not pair[0].is_missing]
     found, note = [], ""
@@ -293,6 +312,16 @@ def _ranked(arms: Sequence[Arm]) -> tuple[list[Ranked], str]:
         *(Ranked("–", arm) for gain, arm in gains if gain.is_missing),
     ]
     return entries, note
+
+
+def _ranked_by_accuracy(arms: Sequence[Arm]) -> tuple[list[Ranked], str]:
+    named = sorted(arms, key=lambda arm: arm.name)
+    known = [(one.figures, arm) for arm in named if (one := arm.rating) and not one.is_missing]
+    ranges = rank_ranges([(figures["ci_low"], figures["ci_high"]) for figures, _ in known])
+    ordered = sorted(zip(known, ranges, strict=True), key=lambda one: -one[0][0]["accuracy"])
+    entries = [Ranked(_rank(*span), arm) for (_, arm), span in ordered]
+    entries += [Ranked("–", arm) for arm in named if not arm.rating or arm.rating.is_missing]
+    return entries, ("ranks are by overlap of the accuracies' intervals" if len(known) > 1 else "")
 
 
 def _rank(best: int, worst: int) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import json
-import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,12 +19,6 @@ from reward.weights import content, is_local
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
-
-
-def quiet() -> None:
-    """Keep the libraries' warnings out of the progress: they concern options set here on purpose."""
-    for name in ("lm_eval", "bitsandbytes", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def check(model: Model, quantizer: str = "none") -> None:

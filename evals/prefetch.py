@@ -162,8 +162,8 @@ def _is_ready_offline(overrides: list[str]) -> None:
 @entry("prefetch", Prefetch)
 def main(config: Prefetch, overrides: list[str]) -> float | None:
     """Fetch, list what is here, and try it offline."""
-    from evals.models import quiet
     from evals.run import check_suite
+    from reward.quiet import quiet
 
     check_suite(config.suite)
     # A hub that does not answer is told apart here: its clients, closed in time, look into their caches at once.

@@ -1,6 +1,7 @@
 """The main figures of a report on a reward model, as a run records them, and as text. No torch."""
 
 import math
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,60 @@ def rated(runs: Iterable[Run]) -> list[Rated]:
         for run in runs
         for stage, figures in run.rewards.items()
     ]
+
+
+class Rating(NamedTuple):
+    """An arm's reward model: `main_figures` as means over the seeds, of an interval its ends.
+
+    All seeds score the same pairs, so their mean is about as uncertain as each of them, and no less.
+    """
+
+    figures: dict[str, float]
+    spreads: dict[str, float]  # standard deviations between seeds; NaN with one seed
+    seeds: list[Rated]
+
+    @property
+    def page(self) -> str:
+        """The report of the first seed."""
+        return self.seeds[0].page
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is no accuracy."""
+        return math.isnan(self.figures["accuracy"])
+
+
+def rating(runs: Iterable[Run]) -> Rating | None:
+    """The last reward model of the runs of one arm; None when none was measured."""
+    found = rated(runs)
+    seeds = [one for one in found if one.stage == found[-1].stage]
+    if not seeds:
+        return None
+    columns = {name: [one.figures[name] for one in seeds] for name in _FIGURES}
+    return Rating(
+        {name: statistics.fmean(values) for name, values in columns.items()},
+        {name: _spread(values) for name, values in columns.items()},
+        seeds,
+    )
+
+
+def _spread(values: list[float]) -> float:
+    is_known = len(values) > 1 and all(map(math.isfinite, values))
+    return statistics.stdev(values) if is_known else math.nan
+
+
+def held_out(runs: Iterable[Run]) -> tuple[tuple[str, str], ...]:
+    """Name and fingerprint of the pairs that reward models were measured on; empty where none was."""
+    found = [_pairs_of(one) for one in rated(runs)]
+    return tuple(sorted(set(filter(None, found)) or {("unknown source", "") for _ in found}))
+
+
+def _pairs_of(one: Rated) -> tuple[str, str] | None:
+    try:
+        data = read_json(one.report.with_name(REPORT))["inputs"]["data"]
+        return Path(data["source"]).name, str(data["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # the run lost its report
 
 
 def rated_text(figures: dict[str, float]) -> str:

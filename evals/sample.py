@@ -169,7 +169,7 @@ def _origin(config: Sampling) -> dict[str, Any]:
 @entry("sample", Sampling)
 def main(config: Sampling, overrides: list[str]) -> float | None:
     """Sample, and print how much there is and how often the model ended by itself."""
-    from evals.models import quiet
+    from reward.quiet import quiet
 
     del overrides
     quiet()

@@ -6,9 +6,9 @@ from typing import Any
 
 from conf.entry import built, plain, plainly
 from conf.schema import Model, Suite
-from evals.models import quiet
 from evals.run import Request, evaluate
 from reward import network
+from reward.quiet import quiet
 from reward.store import read_json
 
 

@@ -9,13 +9,14 @@ import numpy as np
 from reward import calibration, ordering
 from reward.heldpairs import Held, Scores, as_pairs, text_of
 from reward.ordering import Pairs
-from reward.pages.markup import shortened
+from reward.pages.markup import percent, shortened
 from reward.records import Preference
 from reward.rewardbench import sections
 from reward.turns import Row
 
 _MISTAKES = 20
 _LONGEST = 1200  # characters of a mistake's text
+_GAPS = 0.05  # share of pairs without a score above which the numbers speak of other pairs than were given
 
 
 def assess(held: Held, scores: Scores, others: Mapping[str, Scores]) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def assess(held: Held, scores: Scores, others: Mapping[str, Scores]) -> dict[str
         **_order(pairs),
         **_calibration(pairs.scored()),
         "gaps": scores.reasons(),
+        "warning": _warning(scores, len(pairs.scores) - int(pairs.is_scored.sum())),
         "subsets": subsets,
         "rewardbench": sections(subsets),
         "others": [
@@ -40,6 +42,23 @@ def assess(held: Held, scores: Scores, others: Mapping[str, Scores]) -> dict[str
         ],
         "mistakes": _mistakes(held, pairs),
     }
+
+
+def _warning(scores: Scores, gaps: int) -> str:
+    """What is wrong when many pairs have no score, and the fix; empty when few have none."""
+    pairs, too_long = len(scores.scores), scores.reasons()["too_long"]
+    if gaps <= _GAPS * pairs:
+        return ""
+    reasons = []
+    if too_long:
+        limit = scores.max_length or "the model's"
+        reasons.append(
+            f"{too_long:,} have an answer that, with its prompt, is longer than {limit} tokens (raise model.max_length)"
+        )
+    if gaps > too_long:
+        reasons.append(f"{gaps - too_long:,} got a score that is no number, as from broken weights")
+    share = f"{gaps:,} of {pairs:,} pairs ({percent(gaps / pairs)})"
+    return f"{share} have no score and are left out of every number: {'; '.join(reasons)}"
 
 
 def _order(pairs: Pairs) -> dict[str, Any]:

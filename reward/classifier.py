@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from conf.entry import UserError
-from reward.store import MANIFEST, content_key, fingerprint
+from reward.store import content_key
+from reward.weights import content, hub_commit, is_local
 
 DTYPES = ("float32", "bfloat16")
 
 _ADAPTER = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # of PEFT, before the names of the weights that it wraps
-_LOADED = {".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken"}  # endings that count
 
 
 def open_classifier(path: str, revision: str | None, dtype: str) -> tuple[Any, Any]:
@@ -44,21 +44,31 @@ def open_classifier(path: str, revision: str | None, dtype: str) -> tuple[Any, A
     return model.eval(), tokenizer
 
 
-def identity(path: str, revision: str | None = None, commit: str | None = None) -> str:
+def identity(
+    path: str, revision: str | None = None, cache: Path | None = None, commit: str | None = None
+) -> str:
     """What names a reward model's bytes: a hash of what is loaded from a folder, the commit of a hub id.
 
-    It is not the key in a folder's manifest: a model that was edited by hand has other bytes under the same key.
+    An adapter's base is in it. Of a model behind a server see `reward.ensemble.identity`.
+
+    Args:
+        path: a folder, an adapter or a hub id.
+        revision: hub branch, tag or commit.
+        cache: folder that remembers hashes of files.
+        commit: of a hub id, where it is known; None: asked.
+
+    Raises:
+        UserError: when it is an adapter of something else than a reward model.
     """
+    if not is_local(path):
+        return f"{path}@{commit or hub_commit(path, revision)}"
+    own = content(path, None, cache)
     folder = Path(path).expanduser()
-    if not folder.is_dir():
-        return f"{path}@{commit or revision or 'main'}"
-    files = [file for file in folder.glob("*") if file.suffix in _LOADED and file.name != MANIFEST]
-    hashes = sorted((file.name, fingerprint(file)) for file in files)
-    if (folder / "adapter_config.json").is_file():
-        config = _adapter_config(folder)
-        base = identity(config["base_model_name_or_path"], config.get("revision"))
-        return content_key([hashes, base])
-    return content_key(hashes)
+    if not (folder / "adapter_config.json").is_file():
+        return own
+    config = _adapter_config(folder)
+    base = identity(config["base_model_name_or_path"], config.get("revision"), cache)
+    return content_key([own, base])
 
 
 def check(path: str, dtype: str) -> None:

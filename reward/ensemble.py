@@ -5,18 +5,25 @@ The combinations are those of Coste et al. 2023 (arXiv:2310.02743): `mean`; `min
 `k` has no unit. Members that share a pretraining share mistakes too (Eisenstein et al. 2023, arXiv:2312.09244).
 """
 
+import contextlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
+from reward import classifier
+from reward.chat import key_of
 from reward.model import RewardModel
 from reward.store import read_json
 from reward.turns import Message
+
+if TYPE_CHECKING:
+    from reward.remote import RemoteModel
 
 Array = np.ndarray[Any, Any]
 
@@ -135,12 +142,12 @@ def open_models(
         UserError: when a model cannot be opened, or an option is wrong.
     """
     check(combine, k, len(paths))
-    known = None if scales is None else read_scales(Path(scales))
+    known = None if scales is None else read_scales(Path(scales).expanduser())
     members = [(path, open_model(path, **options)) for path in paths]
     return Ensemble(members, combine, k, known)
 
 
-def check(combine: str, k: float, members: int) -> None:
+def check(combine: Any, k: Any, members: int) -> None:
     """Refuse what cannot be combined, before anything is loaded.
 
     Raises:
@@ -148,13 +155,32 @@ def check(combine: str, k: float, members: int) -> None:
     """
     if combine not in COMBINATIONS:
         raise UserError(
-            f"there is no combination {combine!r}.{did_you_mean(combine, COMBINATIONS)} "
+            f"there is no combination {combine!r}.{did_you_mean(str(combine), COMBINATIONS)} "
             f"There are: {', '.join(COMBINATIONS)}"
         )
-    if not (math.isfinite(k) and k >= 0):
-        raise UserError(f"k={k} must be 0 or more: it takes disagreement off")
+    is_number = isinstance(k, int | float) and not isinstance(k, bool)
+    if not (is_number and math.isfinite(k) and k >= 0):
+        raise UserError(f"k={k!r} must be a number, 0 or more: it takes disagreement off")
     if not members:
         raise UserError("an ensemble needs at least one reward model")
+
+
+def check_options(paths: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Refuse options that would do nothing, or mean another thing for each model.
+
+    Args:
+        paths: of one model, or of the members of an ensemble.
+        options: of `RewardModel.load`, those that were set.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if options and all(map(is_remote, paths)):
+        raise UserError(
+            f"{', '.join(options)}: the options of a model at an address are set where it is served"
+        )
+    if "revision" in options and len(paths) > 1:
+        raise UserError("revision is of one model; give several as folders")
 
 
 def is_remote(path: str) -> bool:
@@ -172,11 +198,31 @@ def open_model(path: str, **options: Any) -> Member:
     Raises:
         UserError: when it cannot be opened.
     """
-    if is_remote(path):
-        from reward.remote import RemoteModel
+    return _served(path) if is_remote(path) else RewardModel.load(path, **options)
 
-        return RemoteModel(path)
-    return RewardModel.load(path, **options)
+
+def identity(path: str, revision: str | None = None, cache: Path | None = None) -> str:
+    """What names a reward model's bytes, without loading it: a server tells it.
+
+    Args:
+        path: as of `open_model`.
+        revision: hub branch, tag or commit.
+        cache: folder that remembers hashes of files.
+
+    Raises:
+        UserError: when the server cannot be reached, or the folder is an adapter of something else.
+    """
+    if not is_remote(path):
+        return classifier.identity(path, revision, cache)
+    with contextlib.closing(_served(path)) as model:
+        return model.identity
+
+
+def _served(address: str) -> "RemoteModel":
+    from reward.remote import API_KEY, RemoteModel
+
+    key = key_of(API_KEY, "the key in") if os.environ.get(API_KEY) else None
+    return RemoteModel(address, key=key)
 
 
 def read_scales(path: Path) -> dict[str, Scale]:

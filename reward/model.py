@@ -75,7 +75,7 @@ class RewardModel:
     def identity(self) -> str:
         """What names the weights, the tokenizer and the template: a hash of files, or the commit on the hub."""
         commit = getattr(self._model.config, "_commit_hash", None)
-        return identity(self.path, self._revision, commit)
+        return identity(self.path, self._revision, commit=commit)
 
     def tokenize(
         self, prompt: list[Message], completion: list[Message], tools: list[Any] | None = None

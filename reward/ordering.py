@@ -134,8 +134,8 @@ def agreement(own: Pairs, other: Pairs) -> dict[str, Any]:
 
     Returns:
         The other's accuracy; the share of pairs that both put in one order (a tie agrees with a tie); Cohen's kappa
-        (1960) of the orders, which takes off what would agree by chance; Spearman's correlation of the margins; and the
-        accuracy of the own model where both agree, and where they do not.
+        (1960) of the orders, which takes off what would agree by chance; Spearman's correlation of the margins; the
+        accuracy of the own model where both agree, and where they do not; and its accuracy minus the other's.
     """
     both = own.is_scored & other.is_scored
     mine, theirs = own.where(both), other.where(both)
@@ -145,12 +145,23 @@ def agreement(own: Pairs, other: Pairs) -> dict[str, Any]:
     table = np.stack(cells, axis=1).astype(float)
     return {
         "accuracy": accuracy(other),
+        "difference": lead(mine, theirs).as_json(),
         "agreement": figures.proportion(same.astype(float), clusters).as_json(),
         "kappa": figures.of_totals(_kappa, table, clusters).as_json(),
         "spearman": figures.rank_correlation(mine.margins, theirs.margins, clusters).as_json(),
         "accuracy_where_agreed": accuracy(mine.where(same)),
         "accuracy_where_not": accuracy(mine.where(~same)),
     }
+
+
+def lead(mine: Pairs, theirs: Pairs) -> Figure:
+    """Accuracy of one model minus that of another on the same scored pairs, paired."""
+    if not len(mine.scores):
+        return Figure(math.nan, math.nan, math.nan, 0, 0)
+    base, own = correct(theirs.margins), correct(mine.margins)
+    # With ties it is Student's t, which knows no bound.
+    low, high = np.clip(estimate(base, own, clusters=mine.clusters).interval(), -1, 1).tolist()
+    return Figure(float((own - base).mean()), low, high, own.size, figures.count(mine.clusters))
 
 
 def _kappa(totals: np.ndarray) -> np.ndarray:

@@ -3,67 +3,89 @@
 import contextlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from conf.entry import plain
 from conf.schema import Reward, Term
+from reward.rewards import FUNCTION, MODEL
 from reward.store import fingerprint, source_key
 from reward.verify import VERIFIERS
 
 _PACKAGE = Path(__file__).parent
-# A change in these files can change a reward.
-_FILES = ("verif*", "rewards.py", "functions.py", "model.py", "classifier.py", "ensemble.py")
-_CODE = [path for name in _FILES for path in sorted(_PACKAGE.glob(name))]
+# A change in these files can change a score of a reward model,
+MODEL_CODE = [
+    _PACKAGE / f"{name}.py" for name in ("model", "classifier", "ensemble", "remote", "turns")
+]
+# and in these any reward.
+_CODE = [
+    *MODEL_CODE,
+    *(_PACKAGE / f"{name}.py" for name in ("rewards", "functions", "verify")),
+    *(_PACKAGE / f"{name}.py" for name in ("sandbox", "inside", "seccomp")),
+    _PACKAGE / "verifiers",
+]
 
 
 def origin(reward: Reward, cache: Path) -> dict[str, Any]:
-    """The terms of a reward with hashes of what they read; JSON-like.
+    """The terms of a reward with what names the bytes that they read; JSON-like.
+
+    Of a function the file of its module is known, not what that imports or asks elsewhere.
 
     Args:
         reward: checked before.
         cache: folder that remembers hashes of files.
+
+    Raises:
+        UserError: when a reward model's server cannot be reached, or its folder holds something else.
     """
     return {
-        "terms": {name: _term(term, cache) for name, term in reward.terms.items()},
+        "terms": {name: plain(term) | _read(term, cache) for name, term in reward.terms.items()},
         "code": source_key(*_CODE),
     }
 
 
-def _term(term: Term, cache: Path) -> dict[str, Any]:
-    """A term, its files by content, and the versions of the libraries that decide its score."""
-    known = cache / "fingerprints.json"
-    files = {text: fingerprint(path, known) for text, path in _files(term) if path.exists()}
-    libraries = ["torch", "transformers"] if term.kind == "model" else []
-    if term.kind in VERIFIERS and (library := VERIFIERS[term.kind].library):
-        libraries = [library]
-    found = {
-        **plain(term),
-        "files": files,
-        "versions": {name: _version(name) for name in libraries},
+def device(models: Sequence[str]) -> str | None:
+    """Where reward models score: a processor and a GPU round differently. None: all of them behind servers."""
+    from reward.ensemble import is_remote
+
+    if all(map(is_remote, models)):
+        return None
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _read(term: Term, cache: Path) -> dict[str, Any]:
+    """What a term reads, and the versions of the libraries that decide its score."""
+    if term.kind == MODEL:
+        return _of_models(term.args, cache)
+    if term.kind == FUNCTION:
+        return {"module": _module(str(term.args["function"]))}
+    library = VERIFIERS[term.kind].library
+    return {"versions": {library: _version(library)}} if library else {}
+
+
+def _of_models(args: dict[str, Any], cache: Path) -> dict[str, Any]:
+    from reward.ensemble import identity
+
+    paths = args["path"] if isinstance(args["path"], list) else [args["path"]]
+    scales = args.get("scales")
+    return {
+        "weights": [identity(path, args.get("revision"), cache) for path in paths],
+        "scales": scales and fingerprint(Path(scales).expanduser()),
+        "versions": {name: _version(name) for name in ("torch", "transformers")},
+        "device": device(paths),
     }
-    return found | {"device": _device()} if term.kind == "model" else found
 
 
-def _files(term: Term) -> Iterator[tuple[str, Path]]:
-    """The arguments that may name a file, a folder or, of a function, a module."""
-    for text in _texts(term.args):
-        yield text, Path(text).expanduser()
-        if term.kind == "function":
-            with contextlib.suppress(ImportError, ValueError, AttributeError):
-                module = text.partition(":")[0] if ":" in text else text.rpartition(".")[0]
-                spec = importlib.util.find_spec(module)
-                if spec is not None and spec.origin:
-                    yield text, Path(spec.origin)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
+def _module(function: str) -> str | None:
+    """Hash of the file that a function is in; None where it cannot be found, which opening the reward tells better."""
+    with contextlib.suppress(Exception):  # whatever the package around it does when it is imported
+        spec = importlib.util.find_spec(function.partition(":")[0])
+        if spec is not None and spec.origin:
+            return fingerprint(Path(spec.origin))
+    return None
 
 
 def _version(name: str) -> str | None:
@@ -71,9 +93,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"  # they round differently

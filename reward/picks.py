@@ -42,9 +42,12 @@ def usable(ranked: Sequence[Ranked], drop_cut: bool, counts: Counter[str]) -> li
     for item in ranked:
         counts["completions"] += 1
         counts["cut"] += item.completion.is_cut
-        is_blank = not item.completion.text.strip()
-        counts["empty"] += is_blank
-        counts["gaps"] += not math.isfinite(item.reward)
+        if not math.isfinite(item.reward):
+            counts["gaps"] += 1
+            for name, value in item.terms.items():
+                counts[f"gaps_in_{name}"] += not math.isfinite(value)
+        elif not item.completion.text.strip():
+            counts["empty"] += 1
         if item.is_usable and not (drop_cut and item.completion.is_cut):
             kept.append(item)
     return kept

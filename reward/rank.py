@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from conf.entry import UserError, entry, plain
 from conf.passthrough import did_you_mean
 from conf.schema import Pick, Ranking
+from reward.quiet import quiet
 
 if TYPE_CHECKING:
     from reward.picks import Picked, Ranked
@@ -138,6 +139,8 @@ def check(config: Ranking) -> None:
         raise UserError("pairing=margin needs min_margin: how far apart two rewards must be")
     if not 0 <= config.min_margin < math.inf:
         raise UserError(f"min_margin={config.min_margin} must be 0 or a positive number")
+    if config.pick is Pick.accept and config.min_score is None:
+        raise UserError("pick=accept needs min_score: the least reward of what is kept")
     if config.min_score is not None and not math.isfinite(config.min_score):
         raise UserError(f"min_score={config.min_score} must be a finite number")
     if config.model.path:
@@ -233,6 +236,10 @@ def _ranked(
 
 def _refuse_nothing(config: Ranking, samples: Path, tally: Tally) -> None:
     """Stop when there is no row to write."""
+    if tally.counts["completions"] and tally.counts["gaps"] == tally.counts["completions"]:
+        raise UserError(
+            f"no completion in {samples} has a reward ({_left_out(tally.counts)}): give the prompts what the terms need"
+        )
     if tally.counts["rows"]:
         return
     if not tally.counts["prompts"]:
@@ -319,6 +326,7 @@ def described(config: Ranking, facts: Mapping[str, Any]) -> str:
 def main(config: Ranking, overrides: list[str]) -> float | None:
     """Rank, and print what came of it; the mean reward of the best is what a sweeper sees."""
     del overrides
+    quiet()
     facts = rank(config)
     print(described(config, facts))
     best: float = facts["best_mean"]

@@ -15,6 +15,7 @@ from conf.entry import UserError
 from reward.chat import retry_after
 from reward.turns import Message
 
+API_KEY = "ALIGN_REWARD_API_KEY"  # environment variable from which commands read the key
 _LONGEST_PAUSE = 60.0  # seconds
 _SHOWN = 200  # characters of what a server says
 _BUSY = {408, 429, 502, 503}  # it may answer the same request later
@@ -204,7 +205,8 @@ class RemoteModel:
         status, reason = reply.status_code, self._reason(reply)
         if status == 401:
             raise UserError(
-                f"{self._shown} does not accept the key: give the one that it was started with"
+                f"{self._shown} does not accept the key: give the one that it was started with (a command reads it "
+                f"from the environment variable {API_KEY})"
             )
         if status == _TOO_SLOW:
             raise _TooSlow(reason)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from conf.entry import UserError, entry, plain
 from conf.schema import RewardReport, Scorer
 from reward import network
+from reward.quiet import quiet
 
 if TYPE_CHECKING:
     from reward.heldpairs import Held, Scores
@@ -23,6 +24,7 @@ def main(config: RewardReport, overrides: list[str]) -> float | None:
     """Score the pairs, print the main numbers, and leave `report.json`, `pairs.jsonl` and `report.html`."""
     if config.offline:
         network.close()
+    quiet()
     del overrides
     folder = made(config)
     # Here, not above: --help and a config error must not wait for it.
@@ -65,11 +67,14 @@ def made(config: RewardReport) -> Path:
 
 def _inputs(config: RewardReport, models: list[Scorer], held: "Held", root: Path) -> dict[str, Any]:
     """What the numbers depend on."""
+    from reward.ensemble import identity
     from reward.provenance import commit, installed
     from reward.store import source_key
 
     manifest = held.version.manifest
-    described = [plain(model) | {"weights": _weights(model, root / "cache")} for model in models]
+    described = [
+        plain(one) | {"weights": identity(one.path, one.revision, root / "cache")} for one in models
+    ]
     return {
         "model": described[0],
         "others": described[1:],
@@ -87,16 +92,6 @@ def _inputs(config: RewardReport, models: list[Scorer], held: "Held", root: Path
         "code": source_key(Path(__file__).parent),
         "commit": commit(),
     }
-
-
-def _weights(model: Scorer, cache: Path) -> str:
-    """What names a model's weights; a server tells it."""
-    from reward.ensemble import is_remote, open_model
-    from reward.weights import content
-
-    if is_remote(model.path):
-        return str(getattr(open_model(model.path), "identity", model.path))
-    return content(model.path, model.revision, cache)
 
 
 def _check_scores(scores: "Scores", model: Scorer) -> None:
@@ -155,7 +150,7 @@ def _copied(folder: Path, out: Path) -> Path:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """The main numbers, a line each."""
+    """The main numbers, a line each; above them the warning when many pairs have no score."""
     accuracy, over, ece = report["accuracy"], report["over_length"], report["ece"]
     gaps = f", {accuracy['gaps']:,} without a score" if accuracy["gaps"] else ""
     pairs = f"%  {accuracy['n']:,} pairs of {accuracy['clusters']:,} prompts{gaps}"
@@ -175,11 +170,13 @@ def summary(report: dict[str, Any]) -> str:
             (f"  {one['name']}", one["accuracy"], 100, f"%  {one['accuracy']['n']:,} pairs")
         )
     width = max(len(name) for name, *_ in rows)
-    return "\n".join(
+    lines = [f"warning: {report['warning']}"] if report["warning"] else []
+    lines += [
         f"{name:{width}}  {_number(figure['value'], scale)} "
         f"[{_number(figure['ci_low'], scale)}, {_number(figure['ci_high'], scale)}] {unit}"
         for name, figure, scale, unit in rows
-    )
+    ]
+    return "\n".join(lines)
 
 
 def _number(value: float | None, scale: int) -> str:

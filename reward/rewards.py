@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from conf.entry import UserError
@@ -22,11 +23,11 @@ from reward.verify import VERIFIERS
 
 MODEL, FUNCTION = "model", "function"  # kinds of terms beside the verifiers
 
-# Options of a term → whether it is required. `combine` and `k` are of several models, see reward.ensemble.
-_MODEL_OPTIONS = {item.name: item.name == "path" for item in dataclasses.fields(Scorer)} | {
-    "combine": False,
-    "k": False,
-}
+# Options of a term → whether it is required.
+_OF_SEVERAL = {"combine": False, "k": False, "scales": False}  # see reward.ensemble
+_MODEL_OPTIONS = {
+    item.name: item.name == "path" for item in dataclasses.fields(Scorer)
+} | _OF_SEVERAL
 _FUNCTION_OPTIONS = {"function": True, "timeout": False}
 
 
@@ -117,13 +118,18 @@ def check_needs(reward: Reward, prompts: Iterable[Prompt | Asked], where: str) -
         if not needed:
             return
         for need in [*needed]:
-            if prompt.references if need == "references" else need in prompt.facts:
+            if any(_has(prompt, one) for one in need.split("|")):
                 del needed[need]
     for need, kind in needed.items():
-        column = "`reference`" if need == "references" else f"`{need}`"
+        column = "`reference`" if need == "references" else f"`{need}`".replace("|", "` or `")
         raise UserError(
-            f"{where}: verifier {kind!r} can say nothing, because no prompt has {need}; give the rows a column {column}"
+            f"{where}: verifier {kind!r} can say nothing, because no prompt has {need.replace('|', ' or ')}; give the "
+            f"rows a column {column}"
         )
+
+
+def _has(prompt: Prompt | Asked, need: str) -> bool:
+    return bool(prompt.references) if need == "references" else need in prompt.facts
 
 
 @contextlib.contextmanager
@@ -151,14 +157,10 @@ def _scoring(name: str, term: Term) -> Scoring:
     return functools.partial(verify.load(term.kind), **term.args)
 
 
-def _model(path: str | list[str], combine: str = "mean", k: float = 1.0, **options: Any) -> Scoring:
+def _model(path: str | list[str], **options: Any) -> Scoring:
     from reward.ensemble import open_model, open_models
 
-    model = (
-        open_model(path, **options)
-        if isinstance(path, str)
-        else open_models(path, combine, k, **options)
-    )
+    model = open_model(path, **options) if isinstance(path, str) else open_models(path, **options)
 
     def score(answers: Sequence[Answer]) -> list[float]:
         return model.score(
@@ -179,8 +181,6 @@ def _check_kind(kind: str, where: str) -> None:
 
 
 def _check_model(options: Mapping[str, Any], where: str) -> None:
-    from reward.ensemble import is_remote
-
     verify.check_names(options, _MODEL_OPTIONS, where)
     path = options["path"]
     paths = path if isinstance(path, list) else [path]
@@ -188,11 +188,13 @@ def _check_model(options: Mapping[str, Any], where: str) -> None:
         raise UserError(
             f"{where}.path={path!r} must be a folder, hub id or address, or a list of several"
         )
-    of_several = sorted({"combine", "k"} & options.keys())
+    of_several = sorted(_OF_SEVERAL.keys() & options.keys())
     if of_several and not isinstance(path, list):
         raise UserError(f"{where}.{of_several[0]} is of several models: give `path` a list")
-    if isinstance(path, str) and is_remote(path) and len(options) > 1:
-        raise UserError(f"{where}: the options of a model at an address are set where it is served")
+    try:
+        _check_together(paths, options)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     names = [item.value for item in Dtype]
     if (dtype := options.get("dtype", Scorer.dtype.value)) not in names:
         raise UserError(f"{where}.dtype={dtype!r} must be one of {', '.join(names)}")
@@ -202,6 +204,19 @@ def _check_model(options: Mapping[str, Any], where: str) -> None:
             isinstance(value, bool) or not isinstance(value, int) or value < 1
         ):
             raise UserError(f"{where}.{name}={value!r} must be a whole number, 1 or more")
+
+
+def _check_together(paths: list[str], options: Mapping[str, Any]) -> None:
+    """Check what the options mean for these models, as `python -m reward.score` does."""
+    from reward import ensemble
+
+    ensemble.check(options.get("combine", "mean"), options.get("k", 1.0), len(paths))
+    own = {name: value for name, value in options.items() if name not in ("path", *_OF_SEVERAL)}
+    ensemble.check_options(paths, {name: own[name] for name in own if own[name] is not None})
+    if (scales := options.get("scales")) is not None:
+        if not isinstance(scales, str):
+            raise UserError(f"scales={scales!r} must be a file")
+        ensemble.read_scales(Path(scales).expanduser())
 
 
 def _check_function(options: Mapping[str, Any], where: str) -> None:

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.entry import UserError, plainly
+from conf.entry import plainly
 from conf.schema import Source
 from reward.classifier import DTYPES, check
 from reward.command import (
@@ -20,14 +20,19 @@ from reward.command import (
     written_whole,
 )
 from reward.completions import Task, task_of
+from reward.origin import MODEL_CODE, device
+from reward.quiet import quiet
 from reward.resume import Journal, resumed
 from reward.sources import identity
-from reward.store import fingerprint, read_json, write_json
+from reward.store import fingerprint, read_json, source_key, write_json
 from reward.tally import Scored, Tally
 
 if TYPE_CHECKING:
     from reward.ensemble import Array, Ensemble
 
+_OPTIONS = ("revision", "dtype", "batch_tokens", "max_length")  # of loading a model
+_HERE = Path(__file__)
+_CODE = [_HERE, _HERE.with_name("completions.py"), _HERE.with_name("records.py"), *MODEL_CODE]
 _CHUNK = (
     128  # rows whose completions are sorted by length together; what a killed run loses at most
 )
@@ -104,8 +109,7 @@ def run(given: argparse.Namespace) -> list[str]:
     for _ in reading:  # before any model is loaded
         pass
     reading.check(given.max_bad_fraction)
-    options = {name: getattr(given, name) for name in ("dtype", "batch_tokens", "max_length")}
-    options["revision"] = given.revision
+    options = {name: getattr(given, name) for name in _OPTIONS}
     ensemble = open_models(given.models, given.combine, given.k, given.scales, **options)
     settings = _settings(given, ensemble)
     manifest = given.out.with_name(f"{given.out.name}.manifest.json")
@@ -127,8 +131,11 @@ def _check(given: argparse.Namespace) -> None:
 
     check_out(given.out, given.source)
     ensemble.check(given.combine, given.k, len(given.models))
-    if given.revision and len(given.models) > 1:
-        raise UserError("--revision is of one model; give several as folders")
+    unset, options = parser(), {name: getattr(given, name) for name in _OPTIONS}
+    ensemble.check_options(
+        given.models,
+        {name: value for name, value in options.items() if value != unset.get_default(name)},
+    )
     for path in given.models:
         if not ensemble.is_remote(path):
             check(path, given.dtype)
@@ -150,6 +157,8 @@ def _settings(given: argparse.Namespace, ensemble: "Ensemble") -> dict[str, Any]
         "max_length": ensemble.max_length,
         "batch_tokens": given.batch_tokens,  # rounding depends on what stands beside a conversation
         "rows_together": _CHUNK,
+        "device": device(given.models),
+        "code": source_key(*_CODE),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
 
@@ -261,6 +270,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Add a `score` to every completion; pairs get `score_chosen`, `score_rejected` and `margin`."""
     given = parser().parse_args()
+    quiet()
     with plainly():
         for line in run(given):
             print(line, flush=True)

@@ -1,15 +1,15 @@
 """Rewards that are kept beside what is made of them, so that a killed command goes on where it was.
 
-`.OUT.rewards` has a line for each chunk of answers, named by all that its rewards depend on: the reward and the answers
-with their prompts, references and facts. So nothing in it can be out of date, more samples cost the new ones only, and
-another pick of the same samples costs nothing.
+`.OUT.rewards` has a line for each chunk of answers, named by what its rewards depend on: the reward (see reward.origin:
+of a function only its module's file) and the answers with their prompts, references and facts. So more samples cost the
+new ones only, and another pick of the same samples costs nothing.
 """
 
 import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from conf.entry import UserError
 from reward.answers import Answer
-from reward.rewards import Worth
+from reward.rewards import RewardFunction, Worth
 from reward.store import content_key, nan_to_null
 
 
@@ -30,19 +30,22 @@ class Scorebook:
         self._file = path.open("ab+", buffering=0)
         self._known = _read(self._file)
 
-    def score(self, answers: Sequence[Answer], score: Callable[[Sequence[Answer]], Worth]) -> Worth:
-        """The rewards of a chunk, made by `score` unless they are there; what is not finite is NaN.
+    def score(self, answers: Sequence[Answer], reward: RewardFunction) -> Worth:
+        """The rewards of a chunk, made by `reward` unless they are there; what is not finite is NaN.
 
-        The same answers must come in the same chunks: the rounding of a reward model depends on the batch.
+        The same answers must come in the same chunks: the rounding of a reward model depends on the batch. A chunk in
+        which a verifier was stopped is not kept: on a machine with less to do it may come to an end.
         """
         key = content_key([self._identity, [dataclasses.asdict(answer) for answer in answers]])
         if key in self._known:
             self.present += len(answers)
         else:
-            worth = nan_to_null(dataclasses.asdict(score(answers)))
+            before = reward.stopped
+            worth = nan_to_null(dataclasses.asdict(reward(answers)))
             self._known[key] = worth
-            line = json.dumps({"key": key, **worth}) + "\n"
-            self._file.write(line.encode())  # one write: a killed process tears no line
+            if reward.stopped == before:
+                line = json.dumps({"key": key, **worth}) + "\n"
+                self._file.write(line.encode())  # one write: a killed process tears no line
         found = self._known[key]
         terms = {name: _numbers(values) for name, values in found["terms"].items()}
         return Worth(_numbers(found["total"]), terms)

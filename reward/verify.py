@@ -15,9 +15,9 @@ class Verifier:
     """A way to check an answer.
 
     `function` is "module:function" in reward.verifiers: (answers, *, options) → a score for each answer, NaN where
-    nothing can be said. It checks its options first, and whether it can run
-    here, so that a call without answers is a check of both. `needs` names
-    what an answer must come with, unless an option of that name is set: "references", or a column of its prompt's row.
+    nothing can be said. It checks its options first, and whether it can run here, so that a call without answers is a
+    check of both. `needs` names what an answer must come with, unless an option of that name is set: "references", a
+    column of its prompt's row, or several of which one will do, separated by `|`.
     """
 
     function: str
@@ -27,7 +27,7 @@ class Verifier:
 
 VERIFIERS = {
     "exact": Verifier("words:exact", "references"),
-    "code": Verifier("code:code"),  # tests in one of several columns, so it needs no certain one
+    "code": Verifier("code:code", "tests|test_list|test|inputs|input_output"),
     "regex": Verifier("words:regex"),
     "math": Verifier("maths:equivalent", "references", "math-verify"),
     "json_valid": Verifier("structured:json_valid"),

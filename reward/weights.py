@@ -21,15 +21,18 @@ def is_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or Path(path).expanduser().is_dir()
 
 
-def content(path: str, revision: str | None, cache: Path) -> str:
-    """Hash of what is loaded from a local folder, wherever it stands; id and commit of anything on the hub."""
+def content(path: str, revision: str | None, cache: Path | None) -> str:
+    """Hash of what is loaded from a local folder, wherever it stands; id and commit of anything on the hub.
+
+    An adapter's base is not in it: of a reward model see `reward.classifier.identity`.
+    """
     if not is_local(path):
         return f"{path}@{hub_commit(path, revision)}"
     # Not the key in its manifest: a model trained again, or edited by hand, has other bytes under the same key.
     folder = Path(path).expanduser()
     files = [file for file in folder.glob("*") if file.suffix in _LOADED and file.name != MANIFEST]
     files += folder.glob("additional_chat_templates/*.jinja")
-    known = cache / "fingerprints.json"
+    known = cache and cache / "fingerprints.json"
     return content_key(
         sorted((str(file.relative_to(folder)), fingerprint(file, known)) for file in files)
     )

@@ -23,10 +23,10 @@ from bench_contamination import processor
 
 from conf.entry import UserError, plainly
 from evals.gguf import convert
-from evals.models import quiet
 from reward.command import Reading
 from reward.gguf import is_gguf
 from reward.model import RewardModel, batches
+from reward.quiet import quiet
 from reward.records import NORMALISERS, Preference, detect
 
 

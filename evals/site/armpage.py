@@ -119,7 +119,14 @@ class ArmView:
             (stage, links.get((folder, str(stage.get("stage"))), ""))
             for stage in self.arm.first.stages
         ]
-        return [start, *(_step(stage)._replace(data=link) for stage, link in stages)]
+        rated_here = self.arm.first.rewards
+        return [
+            start,
+            *(
+                _step(stage, str(stage.get("stage")) in rated_here)._replace(data=link)
+                for stage, link in stages
+            ),
+        ]
 
     @property
     def rewards(self) -> list[Rated]:
@@ -318,7 +325,7 @@ def _merged(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def _step(stage: dict[str, Any]) -> Step:
+def _step(stage: dict[str, Any], is_rated: bool) -> Step:
     data = stage.get("data") or {}
     parameters = stage.get("parameters") or {}
     facts = [str(stage["method"])] if stage.get("method") else []
@@ -331,7 +338,9 @@ def _step(stage: dict[str, Any]) -> Step:
         trained, total = parameters.get("trained", 0), parameters["total"]
         facts.append(f"{count(trained)} of {count(total)} parameters ({percent(trained / total)})")
     metrics = stage.get("metrics") or {}
-    if isinstance(accuracy := metrics.get("eval_accuracy"), float):  # a reward model's
+    if is_rated:
+        pass  # the report has these of the same pairs, and counts each pair once
+    elif isinstance(accuracy := metrics.get("eval_accuracy"), float):  # a reward model's
         facts.append(f"{percent(accuracy)} of held-out pairs ranked right")
     elif isinstance(loss := metrics.get("eval_loss"), float):
         facts.append(f"held-out loss {loss:.3f}")

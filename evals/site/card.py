@@ -146,7 +146,7 @@ def _scores(arm: Arm) -> str:
                 [task, score.metric + unit, *before, score_text(score), str(score.n), role]
             )
     if not lines:
-        return "Nothing was measured."
+        return "" if arm.is_reward_model else "Nothing was measured."
     note = "± is the standard error of sampling."
     if len(arm.runs) > 1:
         note += f" Means over {len(arm.runs)} seeds."
@@ -164,7 +164,7 @@ def _rewards(arm: Arm) -> str:
 
 def _gain(arm: Arm) -> str:
     if not arm.stages:
-        return "No policy was trained."
+        return "" if arm.is_reward_model else "No policy was trained."
     lines = [
         _delta(contrast, row)
         for contrast in arm.stages
@@ -175,7 +175,7 @@ def _gain(arm: Arm) -> str:
 
 def _forgetting(arm: Arm) -> str:
     if not arm.stages:
-        return "No policy was trained."
+        return "" if arm.is_reward_model else "No policy was trained."
     final = arm.stages[-1]
     lines = [_delta(final, row) for row in final.rows("retention", main_only=True)]
     body = f"Average: {cell(change_text(arm.average('retention')))}."
@@ -205,7 +205,7 @@ def _deltas(lines: list[list[str]]) -> str:
 def _quantization(arm: Arm) -> str:
     found = forms(arm)
     if len(found) == 1 and not found[0].footprint:
-        return "No quantizer was measured."
+        return "" if arm.is_reward_model else "No quantizer was measured."
     kinds = list(dict.fromkeys(name for form in found for name in form.footprint))
     titles = ["Gain tasks", "Retention tasks"] if arm.tasks("gain") else ["Against unquantized"]
     lines = []
@@ -238,11 +238,11 @@ def _limits(arm: Arm) -> str:
     if arm.stages:
         missing += [] if arm.tasks("gain") else ["what training gained (no gain suite)"]
         missing += [] if arm.tasks("retention") else ["what it lost (no retention suite)"]
-    if not arm.quantized:
+    if not arm.quantized and not arm.is_reward_model:
         missing.append("quantized forms")
-    if not any(form.footprint for form in forms(arm)):
+    if not arm.is_reward_model and not any(form.footprint for form in forms(arm)):
         missing.append("size and speed")
-    if len(arm.runs) == 1 and arm.stages:
+    if len(arm.runs) == 1 and arm.first.stages:
         missing.append("the spread between seeds (one seed)")
     missing.append("safety, bias, and every language and task that is not named above")
     return f"Not measured: {'; '.join(missing)}."

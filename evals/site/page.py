@@ -33,6 +33,7 @@ def render(places: Sequence[Place], data_page: str = "") -> str:
         .render(
             boards=boards,
             is_trained=any(board.is_trained for board in boards),
+            is_rated=any(board.is_rated for board in boards),
             experiments=list(dict.fromkeys(place.arm.first.experiment for place in places)),
             arms=len(places),
             provenance=_provenance([place.arm for place in places]),
@@ -53,6 +54,7 @@ class Line:
         self.gain = arm.average("gain")
         self.retention = arm.average("retention")
         self.verdicts = arm.verdicts()
+        self.rating = arm.rating
         self.texts = {text.task: text for text in (texts(arm.stages[-1]) if arm.stages else [])}
 
     @property
@@ -69,8 +71,14 @@ class Line:
 
     def section(self, name: str) -> str:
         """A section of the arm's page; the page where it has no such section, because nothing was trained."""
-        is_there = bool(self.arm.stages or (name == "gain" and self.arm.tasks("gain")))
+        own = {"gain": self.arm.tasks("gain"), "rewards": self.rating}
+        is_there = bool(self.arm.stages or own.get(name))
         return f"{self.place.page}#{name}" if is_there else self.place.page
+
+    @property
+    def report(self) -> str:
+        """The report on the reward model; the arm's page where the run lost it."""
+        return (self.rating.page if self.rating else "") or self.section("rewards")
 
     def cost_page(self, quantizer: str) -> str:
         """The samples of a quantizer's cost, as `gain_page`."""
@@ -111,6 +119,11 @@ class BoardView(NamedTuple):
     def is_trained(self) -> bool:
         """Whether an arm trained a policy, which alone can gain or lose."""
         return any(line.arm.stages for line in self.lines)
+
+    @property
+    def is_rated(self) -> bool:
+        """Whether a reward model was measured."""
+        return any(line.rating for line in self.lines)
 
     @property
     def notes(self) -> list[str]:

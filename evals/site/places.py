@@ -63,6 +63,8 @@ def board_title(board: Board) -> str:
     """What a board is headed with; its experiments where nothing was measured that could rank its arms."""
     if any(entry.arm.tasks("gain") for entry in board.entries):
         return f"Ranking on {board.test}"
+    if any(entry.arm.rating for entry in board.entries):
+        return f"Reward models on {board.test}"
     return ", ".join(dict.fromkeys(entry.arm.first.experiment for entry in board.entries))
 
 

@@ -4,23 +4,29 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from evals.contrast import Change
 from evals.leaderboard import Arm, Board, MeanScore, rows_of
+from evals.rated import Rating
 from evals.site.markup import brief, interval
 from evals.site.measured import Text, forms, texts
 from evals.site.places import board_title
 from reward.pages.markup import MISSING, signed, value
 
+# Figures of a reward model whose spread between seeds is told.
+_SPREAD = ("accuracy", "over_length", "ece")
+
 
 def records(found: Sequence[Board]) -> list[dict[str, Any]]:
-    """The flat records of the leaderboard with those of held-out text and of each number format; equal keys.
+    """The flat records of the leaderboard with those of reward models, held-out text and number formats; equal keys.
 
-    A missing number is None. Beside those of `leaderboard.rows_of`: TASK_loss with its interval and TASK_kl (nats a
-    token, the last policy against the base); QUANTIZER_retention, QUANTIZER_flips, QUANTIZER_TASK_kl and _kl_p99,
-    QUANTIZER_TASK_perplexity, and QUANTIZER_METRIC of its footprint, also of the format `unquantized`.
+    A missing number is None. Beside those of `leaderboard.rows_of`: reward_FIGURE of `rated.main_figures`, with
+    reward_FIGURE_seed_sd of accuracy, over_length and ece, and reward_report, the path of its page; TASK_loss with its
+    interval and TASK_kl (nats a token, the last policy against the base); QUANTIZER_retention, QUANTIZER_flips,
+    QUANTIZER_TASK_kl and _kl_p99, QUANTIZER_TASK_perplexity, and QUANTIZER_METRIC of its footprint, also of the format
+    `unquantized`.
     """
     arms = [entry.arm for board in found for entry in board.entries]
     extras = [_extras(arm) for arm in arms]
@@ -31,8 +37,8 @@ def records(found: Sequence[Board]) -> list[dict[str, Any]]:
     ]
 
 
-def _extras(arm: Arm) -> dict[str, float | None]:
-    found: dict[str, float] = {}
+def _extras(arm: Arm) -> dict[str, Any]:
+    found = _rating(arm)
     for text in _texts(arm):
         found[f"{text.task}_loss_change"] = text.loss.difference
         found[f"{text.task}_loss_change_ci_low"] = text.loss.ci_low
@@ -49,7 +55,16 @@ def _extras(arm: Arm) -> dict[str, float | None]:
             }
         found |= {f"{form.name}_{task}_perplexity": n for task, n in form.perplexity.items()}
         found |= {f"{form.name}_{name}": number for name, number in form.footprint.items()}
-    return {key: None if math.isnan(number) else number for key, number in found.items()}
+    known = {key: None if math.isnan(number) else number for key, number in found.items()}
+    return known | ({"reward_report": arm.rating.page} if arm.rating else {})
+
+
+def _rating(arm: Arm) -> dict[str, float]:
+    if not arm.rating:
+        return {}
+    found = {f"reward_{name}": number for name, number in arm.rating.figures.items()}
+    spreads = arm.rating.spreads
+    return found | {f"reward_{name}_seed_sd": spreads[name] for name in _SPREAD}
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -76,6 +91,10 @@ def _board(board: Board) -> str:
         columns["Gain (pp, 95 % CI)"] = [_brief(arm.average("gain")) for arm in arms]
         columns["Retention (pp, 95 % CI)"] = [_retention(arm) for arm in arms]
         columns["Forgotten"] = [_forgotten(arm) for arm in arms]
+    if any(arm.rating for arm in arms):
+        columns["Reward model accuracy (%, 95 % CI)"] = [_accuracy(arm) for arm in arms]
+        columns["Over longest wins (pp, 95 % CI)"] = [_over_length(arm) for arm in arms]
+        columns["ECE (points)"] = [_ece(arm) for arm in arms]
     for task in dict.fromkeys(text.task for arm in arms for text in _texts(arm)):
         name = f"Loss on {task} (nats/token, lower is better, 95 % CI), KL from base"
         columns[name] = [_text(arm, task) for arm in arms]
@@ -102,6 +121,36 @@ def _forgotten(arm: Arm) -> str:
     counts = arm.verdicts()
     judged = sum(counts.values())
     return f"{counts['forgotten']} of {judged}" if judged else MISSING
+
+
+def _accuracy(arm: Arm) -> str:
+    if not arm.rating:
+        return MISSING
+    r, seeds = arm.rating.figures, len(arm.rating.seeds)
+    few = f", {seeds} seed(s) only" if seeds < len(arm.runs) else ""
+    n = MISSING if math.isnan(r["n"]) else f"{r['n']:.0f}"
+    ends = f" [{value(r['ci_low'])}, {value(r['ci_high'])}]"
+    return f"{_reported(arm.rating, 'accuracy', value, ends)}, n = {n}{few}"
+
+
+def _over_length(arm: Arm) -> str:
+    if not arm.rating:
+        return MISSING
+    r = arm.rating.figures
+    ends = f" [{signed(r['over_length_ci_low'])}, {signed(r['over_length_ci_high'])}]"
+    return _reported(arm.rating, "over_length", signed, ends)
+
+
+def _ece(arm: Arm) -> str:
+    return _reported(arm.rating, "ece", value) if arm.rating else MISSING
+
+
+def _reported(found: Rating, name: str, show: Callable[[float], str], ends: str = "") -> str:
+    """A figure that leads to its report, its interval, and what seeds show."""
+    text = show(found.figures[name])
+    linked = f"[{text}]({found.page})" if found.page else text
+    spread = found.spreads[name]
+    return linked + ends + ("" if math.isnan(spread) else f", seed sd {value(spread)}")
 
 
 def _texts(arm: Arm) -> list[Text]:

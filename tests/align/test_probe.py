@@ -189,6 +189,26 @@ def test_only_a_probed_stage_has_another_key(config: Align) -> None:
     preflight(config, after)
 
 
+def test_the_weights_of_every_member_are_in_the_key(config: Align, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+    members = [str(tmp_path / name) for name in ("one", "two")]
+    gold = Reward({"m": Term("model", 1.0, {"path": members})})
+    config.probe = dataclasses.replace(PROBE, gold=gold)
+    before = make_plan(config)
+    assert make_plan(config).jobs[1].key == before.jobs[1].key
+    (tmp_path / "two" / "model.safetensors").write_text("other")
+    assert make_plan(config).jobs[1].key != before.jobs[1].key
+
+
+def test_the_key_looks_for_no_module_that_was_not_allowed(config: Align) -> None:
+    gold = Reward({"m": Term("function", 1.0, {"function": "antigravity.x:f"})})
+    config.probe = dataclasses.replace(PROBE, gold=gold)
+    with pytest.raises(UserError, match=r"probe\.gold.*cannot import code by itself"):
+        make_plan(config)
+
+
 def set_probe(name: str, value: Any) -> Callable[[Align], None]:
     return lambda config: setattr(config.probe, name, value)
 

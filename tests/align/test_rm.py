@@ -443,9 +443,10 @@ def test_an_sft_policy_becomes_a_reward_model_with_a_report(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     """The whole program: SFT, a head on its result, the check, the report; and nothing twice."""
+    root = tmp_path / "k=v, (x)"  # such as a sweep's folders
     command = [
         *(sys.executable, "-m", "align", "+experiment=rm_smollm2", "stages=[sft,rm]"),
-        *(f"model.path={tiny_model}", f"paths.root={tmp_path}", "track.wandb=false"),
+        *(f"model.path={tiny_model}", f"paths.root='{root}'", "track.wandb=false"),
         *("sft.data.source=demo:demonstrations", "sft.data.limit=8", "+sft.args.max_steps=1"),
         *("rm.data.source=demo:preferences", "rm.data.limit=16", "rm.eval_data.limit=16"),
         *("rm.eval_data.source=demo:preferences", "rm.data.max_bad_fraction=1"),
@@ -463,10 +464,10 @@ def test_an_sft_policy_becomes_a_reward_model_with_a_report(
     first = run()
     (line,) = [line for line in first.splitlines() if line.startswith("reward model: accuracy ")]
     assert line.endswith("n=16")
-    (record,) = (tmp_path / "runs" / "rm_smollm2").glob("*/run.json")
+    (record,) = (root / "runs" / "rm_smollm2").glob("*/run.json")
     stages = {stage["stage"]: stage for stage in read_json(record)["stages"]}
     assert stages["rm"]["rescored"]["max_difference"] < 1e-3
-    sft, reward_model = (next((tmp_path / "artifacts").glob(f"{name}-*")) for name in ("sft", "rm"))
+    sft, reward_model = (next((root / "artifacts").glob(f"{name}-*")) for name in ("sft", "rm"))
     assert Manifest.load(reward_model).parents == {"sft": Manifest.load(sft).key}
     figures = read_json(record)["rewards"]["rm"]
     assert figures["n"] == 16
@@ -476,16 +477,14 @@ def test_an_sft_policy_becomes_a_reward_model_with_a_report(
     ranked = stages["rm"]["metrics"]["eval_accuracy"]
     assert figures["accuracy"] == pytest.approx(ranked, abs=1 / 16)  # one near tie may turn
     assert (kept / "pairs.jsonl").is_file()
-    site = tmp_path / "report" / "rm_smollm2"
+    site = root / "report" / "rm_smollm2"
     (page,) = (site / "rewards").glob("*.html")
     (arm,) = (site / "arms").glob("*.html")
     assert f"../rewards/{page.name}" in arm.read_text("utf-8")
     assert line.removeprefix("reward model: ") in (record.parent / "MODEL_CARD.md").read_text(
         "utf-8"
     )
-    made = {
-        path: path.stat().st_mtime_ns for path in (tmp_path / "rewards").glob("*/manifest.json")
-    }
-    assert len(made) == 1
+    made = {path: path.stat().st_mtime_ns for path in (root / "rewards").glob("*/manifest.json")}
+    assert len(made) == 2  # the report, and what of it is this stage's
     assert line in run()
     assert made == {path: path.stat().st_mtime_ns for path in made}

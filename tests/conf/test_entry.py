@@ -20,7 +20,10 @@ from conf.schema import Align, Evals
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
 # Experiments on local data have no default source.
-REQUIRED = {"sft_smollm2": ["sft.data.source=demos.jsonl"]}
+REQUIRED = {
+    "sft_smollm2": ["sft.data.source=demos.jsonl"],
+    "rm_smollm2": ["rm.data.source=train.jsonl", "rm.eval_data.source=test.jsonl"],
+}
 
 
 def compose(name: str, *overrides: str) -> Any:

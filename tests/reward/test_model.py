@@ -305,6 +305,15 @@ def test_the_identity_of_an_adapter_holds_its_base(
     assert len({before, moved, identity(str(path))}) == 3
 
 
+def test_every_template_is_in_the_identity(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    model = RewardModel.load(str(copy))
+    assert model.identity == identity(str(folder))
+    (copy / "additional_chat_templates").mkdir()
+    (copy / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    assert identity(str(copy)) != model.identity
+
+
 def test_an_adapter_that_cannot_be_used_is_named(adapter: tuple[Path, Any], tmp_path: Path) -> None:
     import safetensors.torch
 

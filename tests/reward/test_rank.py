@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
 from conf.entry import UserError
 from conf.schema import Data, Dtype, Model, Paths, Pick, Ranking, Reward, Term
@@ -301,12 +303,14 @@ def test_rewards_of_a_model_are_those_of_each_answer_alone(
         )
     assert facts["mean"] == pytest.approx(sum(means) / len(means), abs=1e-4)
     manifest = json.loads((tmp_path / "out.jsonl.manifest.json").read_text())
-    assert str(judge) in manifest["settings"]["reward"]["terms"]["model"]["files"]
+    assert manifest["settings"]["reward"]["terms"]["model"]["weights"] == [model.identity]
 
 
 def test_rewards_are_kept_for_other_picks_and_more_samples(
     judge: Path, config: Ranking, tmp_path: Path
 ) -> None:
+    judge = shutil.copytree(judge, tmp_path / "judge")
+    (judge / "manifest.json").write_text('{"key": "of its training"}')
     texts = {f"q{number}": ["a", "b", "c"] for number in range(100)}
     samples = write_rows(tmp_path / "s.jsonl", samples_of(texts))
     given = {
@@ -321,10 +325,25 @@ def test_rewards_are_kept_for_other_picks_and_more_samples(
     write_rows(samples, samples_of(texts | {"new": ["a", "b"]}))
     _, facts = ranked(config, **given)
     assert facts["rewards_present"] == 64 * 3  # whole chunks of 64 prompts
-    (judge / "note").write_text("other weights")
-    _, facts = ranked(config, **given)
-    (judge / "note").unlink()
+    before = read_rows(config.out)
+    weights = load_file(judge / "model.safetensors")
+    weights["score.weight"] = -weights["score.weight"]
+    save_file(weights, judge / "model.safetensors", {"format": "pt"})
+    rows, facts = ranked(config, **given)
     assert facts["rewards_present"] == 0
+    assert [row["score"] for row in rows] != [row["score"] for row in before]
+
+
+def test_a_verifier_that_was_stopped_may_do_better_next_time(
+    config: Ranking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.reward = Reward({"x": Term("regex", 1.0, {"pattern": "(a|a)*c"})})
+    samples = samples_of({"1+1?": ["c"], "2+2?": ["a" * 40 + "b", "c"]})  # 2^40 ways to fail
+    write_rows(Path(config.samples or ""), samples)
+    monkeypatch.setattr("reward.rank._CHUNK", 1)
+    monkeypatch.setattr("reward.verifiers.aside.SECONDS", 0.5)
+    assert ranked(config)[1]["rewards_present"] == 0
+    assert ranked(config)[1]["rewards_present"] == 1  # the prompt with which nothing was stopped
 
 
 @pytest.mark.parametrize("kind", [Pick.best, Pick.accept, Pick.pairs])
@@ -341,6 +360,7 @@ def test_stages_take_the_rows(kind: Pick, judge: Path, config: Ranking, tmp_path
         reward=Reward({"m": Term("model", 1.0, {"path": str(judge)})}),
         pick=kind,
         keep=2 if kind is Pick.accept else 1,
+        min_score=-1e9 if kind is Pick.accept else None,
         out=out,
     )
     feedback = "preference" if kind is Pick.pairs else "sft"
@@ -369,7 +389,7 @@ def drawing(config: Ranking, tiny_model: Path, judge: Path) -> Ranking:
 def test_from_prompts_to_rows(
     kind: Pick, drawing: Ranking, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    rows, facts = ranked(drawing, pick=kind)
+    rows, facts = ranked(drawing, pick=kind, min_score=-1e9 if kind is Pick.accept else None)
     assert "2 prompts (0 were there), 6 completions" in capfd.readouterr().out
     assert len(rows) == 2
     samples = read_rows(tmp_path / "out.samples.jsonl")
@@ -465,11 +485,12 @@ def test_killed_while_it_scores(config: Ranking, judge: Path, tmp_path: Path) ->
         ({"reward": Reward()}, "reward.terms is empty"),
         ({"reward": Reward({"a": Term("exakt")})}, "Did you mean 'exact'"),
         ({"min_score": 0.5}, "min_score belongs to pick=accept"),
+        ({"pick": Pick.accept}, "pick=accept needs min_score"),
         ({"pick": Pick.accept, "max_pairs": 2}, "max_pairs belongs to pick=pairs"),
         ({"pick": Pick.pairs, "pairing": "best"}, "Did you mean 'best_rest'"),
         ({"pick": Pick.pairs, "pairing": "margin"}, "pairing=margin needs min_margin"),
         ({"pick": Pick.pairs, "min_margin": -1.0}, "min_margin=-1.0"),
-        ({"pick": Pick.accept, "keep": 0}, "keep=0 must be at least 1"),
+        ({"pick": Pick.accept, "min_score": 0.0, "keep": 0}, "keep=0 must be at least 1"),
         ({"pick": Pick.accept, "min_score": math.nan}, "min_score=nan"),
         ({"source": ""}, "samples without their source=: .* no prompt has references"),
         ({"source": "nowhere.jsonl"}, "there is no file 'nowhere.jsonl'"),
@@ -510,5 +531,5 @@ def test_a_failure_leaves_the_earlier_file(config: Ranking) -> None:
     with Path(config.samples or "").open("a") as file:
         file.write("{broken\n")
     with pytest.raises(UserError, match=r"samples.jsonl:3: it is not JSON"):
-        ranked(config, pick=Pick.accept)
+        ranked(config, pick=Pick.accept, min_score=0.0)
     assert Path(config.out).read_bytes() == before

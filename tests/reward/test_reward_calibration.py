@@ -177,6 +177,38 @@ def test_agreement_by_hand() -> None:
     assert same["accuracy_where_not"]["n"] == 0
 
 
+def test_the_difference_of_two_accuracies_is_paired() -> None:
+    """Four pairs that both scored: 1, 1, 0, 0 against 1, 0, ½, 1."""
+    own = pairs_of([[1, 0], [1, 0], [0, 1], [0, 1], [math.nan, 0]])
+    other = pairs_of([[2, 0], [0, 3], [1, 1], [4, 0], [1, 0]])
+    found = ordering.agreement(own, other)["difference"]
+    assert found["value"] == pytest.approx((0 + 1 - 0.5 - 1) / 4)
+    assert (found["n"], found["clusters"]) == (4, 4)
+    assert -1 <= found["ci_low"] < found["value"] < found["ci_high"] <= 1
+    assert found["value"] == pytest.approx(-ordering.agreement(other, own)["difference"]["value"])
+    nothing = ordering.agreement(own, pairs_of([[math.nan, 0]] * 5))["difference"]
+    assert math.isnan(nothing["value"])
+    assert nothing["n"] == 0
+
+
+def test_the_difference_minds_that_pairs_share_a_prompt() -> None:
+    """Each pair fourfold, under its own prompt, tells as much as once: by prompt the interval does not shrink."""
+    rng = np.random.default_rng(4)
+    right = rng.random((200, 2)) < (0.7, 0.6)
+    scores = [np.stack([side, ~side], axis=1).astype(float) for side in right.T]
+    once = [ordering.Pairs(side, np.ones((200, 2)), alone(200)) for side in scores]
+    prompts = [str(at // 4) for at in range(800)]
+    fourfold = [
+        ordering.Pairs(side.repeat(4, axis=0), np.ones((800, 2)), prompts) for side in scores
+    ]
+    width = [
+        found["ci_high"] - found["ci_low"]
+        for own, other in (once, fourfold)
+        for found in [ordering.agreement(own, other)["difference"]]
+    ]
+    assert width[1] == pytest.approx(width[0], rel=0.03)
+
+
 def test_histogram_splits_at_zero() -> None:
     found = calibration.histogram(np.array([-1.0, -0.5, 0.0, 0.5, 1.0]), bins=4)
     assert found["edges"][2] == 0

@@ -97,6 +97,13 @@ def test_numbers_are_those_of_the_pairs(folder: Path) -> None:
     }  # fmt: skip
     assert [one["name"] for one in report["rewardbench"]["sections"]] == ["Chat", "Reasoning"]
     assert report["others"][0]["agreement"]["n"] == 32
+    (other,) = report["others"]
+    own, difference = report["accuracy"]["value"], other["difference"]
+    assert difference["value"] == pytest.approx(own - other["accuracy"]["value"])  # the same gap
+    assert (difference["n"], difference["clusters"]) == (32, 11)
+    assert difference["ci_low"] < difference["value"] < difference["ci_high"]
+    assert report["warning"] == ""  # 1 of 33 is below 5 %
+    assert "warning" not in summary(report)
     assert report["mistakes"]
     assert len(report["inputs"]["model"]["weights"]) == 16
     assert "accuracy" in summary(report)
@@ -131,6 +138,22 @@ def test_accuracy_counts_pairs_not_batches(
     alone, together = (read_json(one / "report.json") for one in (single, folder))
     assert alone["accuracy"] == together["accuracy"]
     assert alone["subsets"] == []
+
+
+def test_many_gaps_are_warned_of(models: list[Path], source: Path, tmp_path: Path) -> None:
+    """Two of 33 pairs, 6 %, are too long; the numbers speak of the others."""
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    rows[9]["rejected"] = "long " * 300
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = made(asked(models[0], path, tmp_path))
+    report = read_json(folder / "report.json")
+    first = summary(report).splitlines()[0]
+    assert first.startswith("warning: 2 of 33 pairs (6.1 %) have no score")
+    assert "2 have an answer that, with its prompt, is longer than" in first
+    assert first.endswith("(raise model.max_length)")
+    page = (folder / "report.html").read_text()
+    assert page.index(report["warning"]) < page.index("In the right order")
 
 
 def test_command(models: list[Path], source: Path, tmp_path: Path) -> None:

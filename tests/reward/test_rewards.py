@@ -1,11 +1,13 @@
 """Rewards out of a configuration: sums by hand, options refused, functions of the user's own, a reward model."""
 
 import asyncio
+import json
 import math
 import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from conf.entry import UserError
 from conf.schema import Reward, Term
 from reward.answers import Answer
+from reward.origin import origin
 from reward.prompts import Asked
 from reward.records import Prompt
 from reward.rewards import Worth, check_needs, check_reward, open_reward
@@ -78,6 +81,21 @@ def test_no_answers_are_worth_nothing() -> None:
         (Term("model", 1.0, {"path": []}), "must be a folder, hub id or address"),
         (Term("model", 1.0, {"path": "a/b", "dtype": "float31"}), "dtype='float31' must be one of"),
         (Term("model", 1.0, {"path": "a/b", "combine": "min"}), "combine is of several models"),
+        (Term("model", 1.0, {"path": "a/b", "scales": "x"}), "scales is of several models"),
+        (
+            Term("model", 1.0, {"path": ["a/b"], "combine": "median"}),
+            r"terms\.t\.args: there is no combination 'median'",
+        ),
+        (Term("model", 1.0, {"path": ["a/b"], "combine": 3}), "no combination 3"),
+        (Term("model", 1.0, {"path": ["a/b"], "k": "half"}), "k='half' must be a number"),
+        (Term("model", 1.0, {"path": ["a/b"], "k": True}), "k=True must be a number"),
+        (Term("model", 1.0, {"path": ["a/b"], "scales": "no.json"}), "cannot read the scales in"),
+        (Term("model", 1.0, {"path": ["a/b"], "scales": 3}), "scales=3 must be a file"),
+        (Term("model", 1.0, {"path": ["a/b", "c/d"], "revision": "v1"}), "revision is of one"),
+        (
+            Term("model", 1.0, {"path": ["http://x", "http://y"], "dtype": "bfloat16"}),
+            "set where it is served",
+        ),
         (Term("model", 1.0, {"path": "a/b", "max_length": 0}), "max_length=0 must be a whole"),
         (Term("model", 1.0, {"path": "http://x", "dtype": "bfloat16"}), "set where it is served"),
         (Term("function", 1.0, {}), "needs function"),
@@ -292,3 +310,79 @@ def test_a_reward_model_is_a_term(tiny_model: Path, tmp_path: Path) -> None:
     scores = RewardModel.load(str(tmp_path), max_length=64).score([ASK] * 3, turns)
     assert found.terms["model"] == pytest.approx(scores, abs=1e-6)
     assert found.total == pytest.approx([2 * scores[0] + 1, 2 * scores[1], 2 * scores[2]], abs=1e-5)
+
+
+def test_members_in_their_own_units(
+    seeded_reward_model: Callable[[int], Path], tmp_path: Path
+) -> None:
+    from reward.model import RewardModel
+
+    paths = [str(seeded_reward_model(seed)) for seed in (1, 2)]
+    members = [RewardModel.load(path) for path in paths]
+    scales = [(0.5, 2.0), (-1.0, 0.25)]
+    file = tmp_path / "manifest.json"
+    known = [
+        {"identity": member.identity, "mean": mean, "std": std}
+        for member, (mean, std) in zip(members, scales, strict=True)
+    ]
+    file.write_text(json.dumps({"members": known}))
+    args = {"path": paths, "combine": "min", "scales": str(file)}
+    turns = [[{"role": "assistant", "content": answer.text}] for answer in ANSWERS]
+    columns = [
+        [(score - mean) / std for score in member.score([ASK] * 4, turns)]
+        for member, (mean, std) in zip(members, scales, strict=True)
+    ]
+    expected = [min(row) for row in zip(*columns, strict=True)]
+    assert worth(reward_of(t=Term("model", 1.0, args))).total == pytest.approx(expected, abs=1e-4)
+
+
+# --- What names a reward --------------------------------------------------------------------------
+
+
+def key_of(term: Term, tmp_path: Path) -> str:
+    return json.dumps(origin(reward_of(t=term), tmp_path / "cache"), sort_keys=True)
+
+
+def test_a_model_is_named_by_its_bytes(tmp_path: Path) -> None:
+    """Every member's, whatever the manifest of its folder says; a file of scales too."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_text(name)
+        (tmp_path / name / "manifest.json").write_text(f'{{"key": "{name}"}}')
+    (tmp_path / "scales.json").write_text("1")
+    paths = [str(tmp_path / "one"), str(tmp_path / "two")]
+    term = Term("model", 1.0, {"path": paths, "scales": str(tmp_path / "scales.json")})
+    keys = [key_of(term, tmp_path)]
+    for file in ("two/model.safetensors", "one/config.json", "scales.json"):
+        assert key_of(term, tmp_path) == keys[-1]
+        (tmp_path / file).write_text("[]")
+        keys.append(key_of(term, tmp_path))
+    (tmp_path / "one" / "README.md").write_text("not loaded")
+    assert key_of(term, tmp_path) == keys[-1]
+    assert len({*keys}) == 4
+
+
+def test_a_function_is_named_by_its_module(tmp_path: Path) -> None:
+    before = key_of(own_term("brevity"), tmp_path)
+    (tmp_path / "my_rewards.py").write_text("brevity = len")
+    assert key_of(own_term("brevity"), tmp_path) != before
+
+
+@pytest.mark.parametrize("pattern", ["~x", ".", "a" * 5000, "\0"])
+def test_an_option_is_no_path(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    term = Term("regex", 1.0, {"pattern": pattern})
+    before = key_of(term, tmp_path)
+    (tmp_path / "new").write_text("a file beside")
+    assert key_of(term, tmp_path) == before
+
+
+def test_all_code_behind_a_reward_is_in_its_key() -> None:
+    from reward.origin import _CODE
+
+    assert all(path.exists() for path in _CODE)
+    names = {path.stem for path in _CODE}
+    assert {"sandbox", "inside", "seccomp", "remote", "ensemble", "classifier"} <= names

@@ -187,6 +187,17 @@ def test_the_same_command_finds_its_work_done(folder: Path, tmp_path: Path) -> N
     assert json.loads(out.read_text())["completion"] == "b"
 
 
+@pytest.mark.parametrize("name", ["source_key", "device"])
+def test_scores_of_other_code_or_another_device_are_made_anew(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt": "Hi", "completion": "a"}])
+    out = tmp_path / "out.jsonl"
+    call(folder, source, out)
+    monkeypatch.setattr(command, name, lambda *_: "other")
+    assert "1 completions scored" in call(folder, source, out)[0]
+
+
 def killed_after(journal: Path, lines: int, command: list[str]) -> None:
     """Start a command, and end it without warning when its journal has that many lines."""
     process = subprocess.Popen(
@@ -279,7 +290,8 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(
         ((folder, source, source), "is part of the input"),
         ((folder, source, tmp_path / "out.csv"), r"must end in \.jsonl"),
         ((folder, source, out, "--combine", "max"), "There are: mean, min, mean_minus_std"),
-        ((folder, folder, source, out, "--revision", "v1"), "--revision is of one model"),
+        ((folder, folder, source, out, "--revision", "v1"), "revision is of one model"),
+        (("http://127.0.0.1:1", source, out, "--dtype", "bfloat16"), "set where it is served"),
     ):
         with pytest.raises(UserError, match=reason):
             call(*argv)

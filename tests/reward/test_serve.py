@@ -23,9 +23,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from conf.entry import UserError
-from conf.schema import Scorer, Serving
+from conf.schema import Reward, Scorer, Serving, Term
+from reward import ensemble
 from reward.classifier import identity
 from reward.model import RewardModel
+from reward.origin import origin
 from reward.remote import RemoteModel
 from reward.serve import check_serving
 
@@ -613,6 +615,33 @@ def test_key(model: RewardModel) -> None:
             RemoteModel(url, key="other")
         with contextlib.closing(RemoteModel(url, key="s3cret")) as remote:
             assert remote.identity == "0123"
+
+
+def test_commands_take_the_key_from_the_environment(
+    model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(model, key="s3cret") as (url, _):
+        monkeypatch.setenv("ALIGN_REWARD_API_KEY", "s3cret")
+        assert ensemble.identity(url) == "0123"
+        opened: Any = ensemble.open_model(url)
+        with contextlib.closing(opened):
+            assert len(opened.score(*ONE)) == 1
+        monkeypatch.setenv("ALIGN_REWARD_API_KEY", "an0ther")
+        with pytest.raises(UserError, match="environment variable ALIGN_REWARD_API_KEY") as caught:
+            ensemble.open_models([url])
+        assert "an0ther" not in str(caught.value)
+        monkeypatch.delenv("ALIGN_REWARD_API_KEY")
+        with pytest.raises(UserError, match="does not accept the key"):
+            ensemble.identity(url)
+
+
+def test_other_weights_at_one_address_are_another_reward(tmp_path: Path) -> None:
+    other = 200, json.dumps(info("4567"))
+    with answering(INFO, INFO, other) as url:
+        reward = Reward({"m": Term("model", 1.0, {"path": url})})
+        first, again, third = (origin(reward, tmp_path) for _ in range(3))
+    assert first == again != third
+    assert third["terms"]["m"]["weights"] == ["4567"]
 
 
 # the client
