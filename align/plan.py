@@ -13,7 +13,7 @@ from align.probe import check_probe
 from align.probe import identity as identity_of_probe
 from conf.entry import UserError
 from conf.passthrough import default_of, did_you_mean
-from conf.schema import PPO, Align, Kind, LaunchKind, Model, Stage, Suite
+from conf.schema import PPO, Align, Kind, LaunchKind, Model, Stage, Suite, Term
 from evals.gguf import converted_folder
 from evals.models import check, identity
 from evals.provenance import versions
@@ -253,12 +253,22 @@ def _job(
     )
 
 
+def _is_made_here(term: Term) -> bool:
+    """Whether a term reads the result of an earlier stage."""
+    path = term.args.get("path")
+    paths = path if isinstance(path, list) else [path]
+    return any(isinstance(one, str) and one.startswith(_STAGE) for one in paths)
+
+
 def _reward_key(stage: PPO, cache: Path) -> dict[str, Any]:
     """What a reward and a critic depend on; what an earlier stage makes is named here, and is among the parents."""
     value = Path(stage.value or "").expanduser()
     is_here = bool(stage.value) and value.is_dir()
+    ours = {name: term for name, term in stage.reward.terms.items() if _is_made_here(term)}
+    others = {name: term for name, term in stage.reward.terms.items() if name not in ours}
     return {
-        "reward": origin(stage.reward, cache),
+        "reward": origin(replace(stage.reward, terms=others), cache),
+        "reward_of_stages": {name: dataclasses.asdict(term) for name, term in ours.items()},
         "value": fingerprint(value, cache / "fingerprints.json") if is_here else stage.value,
     }
 
