@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.entry import built
-from conf.schema import Dtype, Model, Peft, Probe
+from conf.schema import Dtype, Model, Peft, Probe, Reward
 from reward.store import MANIFEST, read_json
 
 
@@ -32,6 +32,8 @@ class Job:
     out: Path
     cache: Path
     probe: Probe | None = None  # what is watched while the policy moves
+    reward: Reward | None = None  # what the policy is moved toward
+    value: str | None = None  # what the critic starts from; None: the policy
 
     def to_json(self, out: Path) -> dict[str, Any]:
         """The job as JSON, writing to `out`."""
@@ -47,6 +49,7 @@ class Job:
         fields["model"] = Model(**fields["model"] | {"dtype": Dtype(fields["model"]["dtype"])})
         fields["peft"] = Peft(**fields["peft"])
         fields["probe"] = fields.get("probe") and built(Probe, fields["probe"])
+        fields["reward"] = fields.get("reward") and built(Reward, fields["reward"])
         for name in ("data", "eval_data", "out", "cache"):
             fields[name] = fields[name] and Path(fields[name])
         return cls(**fields)

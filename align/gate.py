@@ -149,6 +149,8 @@ def _limits(job: Job) -> dict[str, Any]:
 
     # Packing by any strategy but "bfd" splits what is too long over two sequences.
     splits = job.stage == "sft" and value("packing") and value("packing_strategy") != "bfd"
+    if job.stage == "ppo":  # which leaves out prompts that are too long
+        return {"max_length": value("max_prompt_length"), "cut": "all"}
     if job.stage == "rm":  # the reward trainer leaves out what is too long
         return {"max_length": value("max_length"), "cut": "all"}
     cut = "start" if value("truncation_mode") == "keep_end" else "end"

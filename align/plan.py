@@ -5,14 +5,15 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from align.artifact import Job
 from align.gate import suites_index
 from align.probe import check_probe
 from align.probe import identity as identity_of_probe
 from conf.entry import UserError
-from conf.passthrough import did_you_mean
-from conf.schema import Align, Kind, LaunchKind, Model, Stage, Suite
+from conf.passthrough import default_of, did_you_mean
+from conf.schema import PPO, Align, Kind, LaunchKind, Model, Stage, Suite, Term
 from evals.gguf import converted_folder
 from evals.models import check, identity
 from evals.provenance import versions
@@ -20,6 +21,9 @@ from evals.results import UNQUANTIZED
 from evals.run import Request, check_request
 from reward.data import check_training_split, prepare
 from reward.gguf import is_gguf
+from reward.origin import origin
+from reward.records import Prompt
+from reward.rewards import check_needs, check_reward
 from reward.store import content_key, fingerprint, is_complete, source_key
 from reward.versions import Version
 from reward.weights import is_local
@@ -42,7 +46,10 @@ STAGES = {
         "align.stages.rm:run", "preference", makes_policy=False, check="align.stages.rescore"
     ),
     "dpo": StageKind("align.stages.dpo:run", "preference", makes_policy=True, is_probed=True),
+    "ppo": StageKind("align.stages.ppo:run", "prompts", makes_policy=True, is_probed=True),
 }
+
+_STAGE = "stage:"  # before the name of a stage whose result is meant
 
 ACCURACY = "rewards/rm/accuracy"  # the objective of a sweep over reward models
 
@@ -69,7 +76,8 @@ _REWARD = _HERE.parent / "reward"
 _EVALS = _HERE.parent / "evals"
 # What a kind of stage reads besides the code of all stages.
 _FURTHER_CODE = {
-    "rm": (_HERE / "stages" / "rescore.py", _REWARD / "model.py", _REWARD / "classifier.py")
+    "rm": (_HERE / "stages" / "rescore.py", _REWARD / "model.py", _REWARD / "classifier.py"),
+    "ppo": (_HERE / "ppo", _EVALS / "generate.py"),
 }
 
 
@@ -101,7 +109,8 @@ def make_plan(config: Align) -> Plan:
     for name in config.stages:
         _check_stage(name, config)
     index = _index(config)
-    jobs, data = [], {}
+    jobs: list[Job] = []
+    data: dict[str, Version] = {}
     for name in config.stages:
         stage: Stage = getattr(config, name)
         start = stage.start or list(policies)[-1]
@@ -118,7 +127,14 @@ def make_plan(config: Align) -> Plan:
             held = replace(stage.eval_data, seed=stage.data.seed)
             held_out = prepare(held, STAGES[name].data, root, f"{name}.eval_data", index)
         parents = {start: keys[start]}
-        job = _job(name, stage, config, policies[start], parents, data[name], held_out)
+        if isinstance(stage, PPO):
+            stage, used = _with_artifacts(stage, jobs)
+            parents |= {job.stage: job.key for job in used}
+        job = _job(
+            name, getattr(config, name), config, policies[start], parents, data[name], held_out
+        )
+        if isinstance(stage, PPO):
+            job = replace(job, reward=stage.reward, value=stage.value)
         jobs.append(job)
         keys[name] = job.key
         if STAGES[name].makes_policy:
@@ -128,6 +144,39 @@ def make_plan(config: Align) -> Plan:
                 chat_template=config.model.chat_template,
             )
     return Plan(jobs, policies, _evaluations(config, policies), data)
+
+
+def _with_artifacts(stage: PPO, jobs: list[Job]) -> tuple[PPO, list[Job]]:
+    """The stage with folders in the place of `stage:NAME`, and the jobs that make them.
+
+    Raises:
+        UserError: when no stage of that name comes before it.
+    """
+    made = {job.stage: job for job in jobs}
+    used: list[Job] = []
+
+    def resolved(path: Any) -> Any:
+        if isinstance(path, list):
+            return [resolved(item) for item in path]
+        if not (isinstance(path, str) and path.startswith(_STAGE)):
+            return path
+        name = path.removeprefix(_STAGE)
+        if name not in made:
+            raise UserError(
+                f"ppo: {path!r} names no stage before it.{did_you_mean(name, made)} "
+                f"There are: {', '.join(made) or 'none'}"
+            )
+        used.append(made[name])
+        return str(made[name].out)
+
+    terms = {
+        name: replace(term, args=term.args | {"path": resolved(term.args["path"])})
+        if "path" in term.args
+        else term
+        for name, term in stage.reward.terms.items()
+    }
+    found = replace(stage, reward=replace(stage.reward, terms=terms), value=resolved(stage.value))
+    return found, used
 
 
 def _check_stage(name: str, config: Align) -> None:
@@ -185,6 +234,7 @@ def _job(
             ),
             "versions": versions(*libraries, *(["deepspeed"] if config.deepspeed else [])),
             **({"probe": identity_of_probe(probe, root / "cache")} if probe else {}),
+            **(_reward_key(stage, root / "cache") if isinstance(stage, PPO) else {}),
         }
     )
     return Job(
@@ -201,6 +251,26 @@ def _job(
         cache=root / "cache",
         probe=probe,
     )
+
+
+def _is_made_here(term: Term) -> bool:
+    """Whether a term reads the result of an earlier stage."""
+    path = term.args.get("path")
+    paths = path if isinstance(path, list) else [path]
+    return any(isinstance(one, str) and one.startswith(_STAGE) for one in paths)
+
+
+def _reward_key(stage: PPO, cache: Path) -> dict[str, Any]:
+    """What a reward and a critic depend on; what an earlier stage makes is named here, and is among the parents."""
+    value = Path(stage.value or "").expanduser()
+    is_here = bool(stage.value) and value.is_dir()
+    ours = {name: term for name, term in stage.reward.terms.items() if _is_made_here(term)}
+    others = {name: term for name, term in stage.reward.terms.items() if name not in ours}
+    return {
+        "reward": origin(replace(stage.reward, terms=others), cache),
+        "reward_of_stages": {name: dataclasses.asdict(term) for name, term in ours.items()},
+        "value": fingerprint(value, cache / "fingerprints.json") if is_here else stage.value,
+    }
 
 
 def _evaluations(config: Align, policies: dict[str, Model]) -> list[tuple[str, Request]]:
@@ -236,7 +306,10 @@ def preflight(config: Align, plan: Plan) -> None:
     if config.probe:
         check_probe(config, {job.stage: plan.data[job.stage] for job in plan.jobs if job.probe})
     for job in plan.jobs:
-        _check_batch(job, config, plan.data[job.stage].manifest["examples"])
+        if job.stage == "ppo":
+            _check_ppo(config.ppo, plan.data["ppo"])
+        else:
+            _check_batch(job, config, plan.data[job.stage].manifest["examples"])
     for policy, request in plan.evaluations:
         # Policies that training will make have no files yet.
         later = replace(request, model=config.model, reference=None)
@@ -338,6 +411,23 @@ def _check_batch(job: Job, config: Align, rows: int) -> None:
             f"{job.stage}: one step takes {batch} rows ({per_device} a device × {accumulation} accumulated × "
             f"{processes} processes), but there are {rows}; lower {job.stage}.args.per_device_train_batch_size "
             f"or gradient_accumulation_steps"
+        )
+
+
+def _check_ppo(stage: PPO, rows: Version) -> None:
+    """What PPO needs before anything is loaded: a reward that can say something, and whole mini-batches."""
+    check_reward(stage.reward, "ppo.reward")
+    check_needs(stage.reward, (r for r in rows.records() if isinstance(r, Prompt)), "ppo.data")
+    size = int(stage.args.get("rollout_batch_size", default_of("ppo", "rollout_batch_size")))
+    parts = int(stage.args.get("num_mini_batches", default_of("ppo", "num_mini_batches")))
+    if size < 1 or parts < 1 or size % parts:
+        raise UserError(
+            f"ppo.args.rollout_batch_size={size} must be a multiple of num_mini_batches={parts}, both at least 1"
+        )
+    if int(stage.args.get("gradient_accumulation_steps", 1)) != 1:
+        raise UserError(
+            "ppo.args.gradient_accumulation_steps must be 1: a step takes rollout_batch_size / num_mini_batches "
+            "responses, in as many micro-batches of per_device_train_batch_size as they need"
         )
 
 

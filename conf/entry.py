@@ -201,7 +201,11 @@ def _unused(composed: Any) -> set[str]:
 
 
 def _delegate_problems(config: Any) -> Iterator[str]:
-    kinds = [field.name for field in dataclasses.fields(config) if field.type is Stage]
+    kinds = [
+        field.name
+        for field in dataclasses.fields(config)
+        if isinstance(field.type, type) and issubclass(field.type, Stage)
+    ]
     for stage in getattr(config, "stages", []):
         if stage not in kinds:
             hint = did_you_mean(stage, kinds)

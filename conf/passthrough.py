@@ -20,6 +20,7 @@ DELEGATES: dict[str, list[tuple[str, str]]] = {
     "sft": [("trl.trainer.sft_config", "SFTConfig"), _TRL_BASE, _TRAINING_ARGUMENTS],
     "rm": [("trl.trainer.reward_config", "RewardConfig"), _TRL_BASE, _TRAINING_ARGUMENTS],
     "dpo": [("trl.trainer.dpo_config", "DPOConfig"), _TRL_BASE, _TRAINING_ARGUMENTS],
+    "ppo": [("align.ppo.config", "PPOConfig"), _TRAINING_ARGUMENTS],
     "lora": [
         ("peft.tuners.lora.config", "LoraConfig"),
         ("peft.config", "PeftConfig"),

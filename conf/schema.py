@@ -197,6 +197,17 @@ class Reward:
 
 
 @dataclass
+class PPO(Stage):
+    """The stage that moves a policy toward a reward. Its rows are prompts, with what the reward needs to know."""
+
+    reward: Reward = field(
+        default_factory=Reward
+    )  # a term's `path: stage:rm` is the reward model of that stage
+    # what the critic starts from: a reward model's folder or `stage:rm`; None: the policy, with a head of zeros
+    value: str | None = None
+
+
+@dataclass
 class Probe:
     """What is watched while a policy moves: the reward that it is optimised for, beside one that it is not."""
 
@@ -335,6 +346,7 @@ class Align:
     sft: Stage = field(default_factory=Stage)
     rm: Stage = field(default_factory=Stage)
     dpo: Stage = field(default_factory=Stage)
+    ppo: PPO = field(default_factory=PPO)
     probe: Probe | None = None  # in the stages that move a policy toward a preference
     evaluation: Evaluation = field(default_factory=Evaluation)
     paths: Paths = field(default_factory=Paths)

@@ -114,7 +114,11 @@ class Generator:
     def completion(self, ids: list[int]) -> Completion:
         """What `tokens` gave, as text."""
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return Completion(text, len(ids), "eos" if ids[-1] in self._ends else "length")
+        return Completion(text, len(ids), "eos" if self.is_ended(ids) else "length")
+
+    def is_ended(self, ids: list[int]) -> bool:
+        """Whether the model ended by itself what `tokens` gave."""
+        return ids[-1] in self._ends
 
     def _processors(self, seeds: Sequence[int], device: Any) -> list[Any]:
         from transformers import TemperatureLogitsWarper, TopPLogitsWarper

@@ -191,6 +191,14 @@ def preferences(count: int) -> list[Row]:
     ]
 
 
+def prompts(count: int) -> list[Row]:
+    """`count` prompts with their reference, like those of the demonstrations."""
+    return [
+        {"prompt": prompt, "reference": json.dumps(expected)}
+        for prompt, expected, _ in _examples(count, "prompts", is_held_out=False)
+    ]
+
+
 def held_out(count: int) -> list[Row]:
     """`count` prompts with their reference, on people, places and numbers that training never shows."""
     return [

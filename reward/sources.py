@@ -20,6 +20,7 @@ DEMO_ROWS = 256
 DEMOS: dict[str, Callable[[int], list[Row]]] = {
     "demonstrations": demo.demonstrations,
     "preferences": demo.preferences,
+    "prompts": demo.prompts,
     "held_out": demo.held_out,
 }
 

@@ -43,16 +43,11 @@ def run_stage(
         finish: what else is done with the trainer, on every rank, before its model is saved.
     """
     started = time.monotonic()
-    path = local_path(job.model, job.cache)
-    tokenizer = load_tokenizer(job.model, job.cache)
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"the tokenizer of {job.model.path} has no chat template; set model.chat_template to a Jinja file"
-        )
+    tokenizer = chat_tokenizer(job)
     rows = Version.load(job.data)
     held_out = Version.load(job.eval_data) if job.eval_data else None
     trainer = trainer_class(
-        model=path,
+        model=local_path(job.model, job.cache),
         args=config_class(**arguments(job, task_type, rows.is_ordered)),
         train_dataset=dataset(rows, job.out / "trainer"),
         eval_dataset=dataset(held_out, job.out / "trainer") if held_out else None,
@@ -62,10 +57,45 @@ def run_stage(
     )
     if task_type == "SEQ_CLS" and job.peft.method != "none" and not job.deepspeed:
         _widen_trained(trainer)
+    carry_out(trainer, job, task_type, rows, started, finish)
+
+
+def chat_tokenizer(job: Job) -> Any:
+    """The tokenizer of what a job starts from.
+
+    Raises:
+        UserError: when it cannot write a conversation.
+    """
+    tokenizer = load_tokenizer(job.model, job.cache)
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"the tokenizer of {job.model.path} has no chat template; set model.chat_template to a Jinja file"
+        )
+    return tokenizer
+
+
+def carry_out(
+    trainer: Any,
+    job: Job,
+    task_type: str,
+    rows: Version,
+    started: float,
+    finish: Callable[[Any], None] = lambda trainer: None,
+) -> None:
+    """Train, evaluate, save, and write the manifest last.
+
+    Args:
+        trainer: ready to train.
+        job: whose trainer it is.
+        task_type: PEFT's name of the task, CAUSAL_LM or SEQ_CLS.
+        rows: that it trains on.
+        started: when the stage began, by `time.monotonic`.
+        finish: what else is done with the trainer, on every rank, before its model is saved.
+    """
     parameters = _count(trainer.model)
     outcome = trainer.train()
     metrics = dict(outcome.metrics)
-    if held_out:
+    if job.eval_data:
         metrics |= trainer.evaluate()
     finish(trainer)
     save(trainer, job, task_type)

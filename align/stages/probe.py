@@ -244,6 +244,7 @@ def _callback(watch: Watch) -> Any:
 
         def _look(self, args: Any, state: Any, given: dict[str, Any]) -> None:
             precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-            watch.look(state.global_step, given["model"], given["processing_class"], precision)
+            model = getattr(given["model"], "policy", given["model"])  # PPO's holds a critic too
+            watch.look(state.global_step, model, given["processing_class"], precision)
 
     return Probing()

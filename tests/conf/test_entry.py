@@ -47,10 +47,13 @@ def test_experiment_composes_and_its_arguments_construct_the_real_dataclass(
     import peft
     import trl
 
+    from align.ppo.config import PPOConfig
+
     config = compose("align", f"+experiment={name}", *REQUIRED.get(name, []))
     assert config.name == name
     assert config.title
     classes = {"sft": trl.SFTConfig, "rm": trl.RewardConfig, "dpo": trl.DPOConfig}
+    classes["ppo"] = PPOConfig
     for stage in config.stages:
         part = getattr(config, stage)
         arguments = classes[stage](
@@ -74,10 +77,13 @@ def test_fields_read_from_source_are_the_dataclass_fields(delegate: str) -> None
     import peft
     import trl
 
+    from align.ppo.config import PPOConfig
+
     classes = {
         "sft": trl.SFTConfig,
         "rm": trl.RewardConfig,
         "dpo": trl.DPOConfig,
+        "ppo": PPOConfig,
         "lora": peft.LoraConfig,
     }
     real = {

@@ -1,0 +1,157 @@
+"""Every setting of PPO. Those of the optimizer, logging and checkpoints are `transformers.TrainingArguments`'."""
+
+import math
+from dataclasses import dataclass
+
+from transformers import TrainingArguments
+
+from conf.entry import UserError
+
+
+@dataclass
+class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is untyped here
+    """Settings of `align.ppo.trainer.PPOTrainer`; defaults mostly as in Huang et al. 2024 (arXiv 2403.17031)."""
+
+    # --- how much ---
+    num_rollouts: int = 100  # how often the policy writes, and learns from what it wrote
+    rollout_batch_size: int = 64  # responses of a rollout, on all processes together
+    num_ppo_epochs: int = 4  # passes over a rollout
+    num_mini_batches: int = 1  # optimizer steps of a pass
+    per_device_train_batch_size: int = 8  # responses of a micro-batch at most
+    max_tokens_per_micro_batch: int | None = None  # of prompts and responses, padding among them
+
+    # --- sampling ---
+    max_prompt_length: int = 512  # tokens; longer prompts are left out and counted
+    max_new_tokens: int = 128  # of a response
+    temperature: float = 1.0
+    generation_batch_size: int = 32  # prompts that are continued together
+
+    # --- reward ---
+    kl_coef: float = 0.05  # β of the divergence from the reference, a part of the reward (k1)
+    target_kl_per_sequence: float | None = None  # nats of a whole response; β then follows it
+    kl_horizon: int = 10_000  # episodes within which β follows
+    missing_eos_penalty: float | None = 1.0  # taken from the score of a response that was cut off
+    # what a response that was cut off means: `terminal`, it is over; `bootstrap`, its score is replaced by the value of
+    # what would follow; `mask`, the policy does not learn from it, the critic does
+    truncation: str = "terminal"
+    overlong_buffer: int = 0  # tokens before the limit in which a growing penalty is taken; 0: none
+    overlong_penalty: float = 1.0
+    reward_bias: float = 0.0  # scores become (score − bias) / gain
+    reward_gain: float = 1.0
+    scale_rewards: bool = False  # divide scores by their running standard deviation
+    reward_clip: float | None = None  # scores are cut to ± this, after all of the above
+
+    # --- advantages ---
+    gamma: float = 1.0
+    lam: float = 0.95
+    lam_value: float | None = None  # λ of the critic's targets; None: `lam`
+    lam_adaptive: float | None = None  # α of VAPO's λ by length, for the policy; None: `lam`
+    whiten_advantages: bool = True
+
+    # --- loss ---
+    cliprange: float = 0.2
+    cliprange_high: float | None = None  # upper side; None: as the lower one
+    dual_clip: float | None = None  # c of dual clipping
+    cliprange_value: float | None = 0.2  # in units of the reward; None: not clipped
+    vf_coef: float = 0.1
+    entropy_coef: float = 0.0
+    loss_aggregation: str = "token_mean"  # or `seq_mean`: every response weighs the same
+
+    # --- optimization ---
+    learning_rate: float = 3e-6
+    value_learning_rate: float | None = None  # None: three times the policy's
+    critic_warmup_steps: int = 0  # optimizer steps in which only the critic learns
+    early_stop_kl: float | None = (
+        None  # nats a token from the sampling policy; beyond 1.5 × it the rollout is left
+    )
+    ratio_threshold: float = 10.0  # a step whose mean ratio is beyond it is skipped
+    adam_beta2: float = 0.95
+    adam_epsilon: float = 1e-5
+
+    # --- what is watched ---
+    eval_temperature: float = 1.0
+    log_samples: int = 4  # responses of each rollout that are kept in samples.jsonl
+    entropy_every: int = 1  # optimizer steps between two measurements of the entropy
+
+    # --- what the loop itself decides ---
+    num_train_epochs: float = 1.0
+    gradient_accumulation_steps: int = 1
+    remove_unused_columns: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing, before anything is loaded.
+
+        Raises:
+            UserError: naming the argument.
+        """
+        super().__post_init__()
+        for name in (
+            "num_rollouts",
+            "rollout_batch_size",
+            "num_ppo_epochs",
+            "num_mini_batches",
+            "max_prompt_length",
+            "max_new_tokens",
+            "generation_batch_size",
+            "entropy_every",
+        ):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("gamma", "lam", "lam_value"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value <= 1, name, value, "between 0 and 1")
+        _require(self.temperature > 0, "temperature", self.temperature, "above 0: PPO must explore")
+        _require(math.isfinite(self.kl_coef), "kl_coef", self.kl_coef, "a finite number")
+        _require(self.reward_gain > 0, "reward_gain", self.reward_gain, "above 0")
+        _require(
+            self.truncation in ("terminal", "bootstrap", "mask"),
+            "truncation",
+            self.truncation,
+            "terminal, bootstrap or mask",
+        )
+        _require(
+            self.loss_aggregation in ("token_mean", "seq_mean"),
+            "loss_aggregation",
+            self.loss_aggregation,
+            "token_mean or seq_mean",
+        )
+        _require(
+            self.gradient_accumulation_steps == 1,
+            "gradient_accumulation_steps",
+            self.gradient_accumulation_steps,
+            "1: a step takes rollout_batch_size / num_mini_batches responses, in as many micro-batches of "
+            "per_device_train_batch_size or max_tokens_per_micro_batch as they need",
+        )
+        _require(
+            self.num_train_epochs == 1,
+            "num_train_epochs",
+            self.num_train_epochs,
+            "1: num_rollouts says how long to train, and prompts are gone through as often as that takes",
+        )
+        _require(
+            self.rollout_batch_size % self.num_mini_batches == 0,
+            "rollout_batch_size",
+            self.rollout_batch_size,
+            f"a multiple of num_mini_batches={self.num_mini_batches}",
+        )
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps that learn from one rollout."""
+        return self.num_ppo_epochs * self.num_mini_batches
+
+    @property
+    def policy_clip(self) -> tuple[float, float]:
+        """ε below and above."""
+        high = self.cliprange if self.cliprange_high is None else self.cliprange_high
+        return self.cliprange, high
+
+    @property
+    def critic_learning_rate(self) -> float:
+        """The learning rate of the critic."""
+        own = self.value_learning_rate
+        return 3 * self.learning_rate if own is None else own
+
+
+def _require(is_fine: bool, name: str, value: object, wanted: str) -> None:
+    if not is_fine:
+        raise UserError(f"ppo.args.{name}={value} must be {wanted}")

@@ -1,0 +1,188 @@
+"""A rollout: what the policy wrote, what that was worth, and what there is to learn from it."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from align.ppo import core
+from align.ppo.batches import Sample
+from align.ppo.config import PPOConfig
+from align.ppo.scores import Scores
+from reward.store import read_json, write_json
+
+_TENSORS = "rollout.safetensors"
+_REST = "rollout.json"
+
+
+@dataclass
+class Rollout:
+    """B responses of at most T tokens, the same on every process."""
+
+    number: int  # of the rollout, from 0
+    samples: list[Sample]  # (B,)
+    schedule: list[list[int]]  # the responses of each optimizer step, by their places
+    mask: Tensor  # (B, T) bool: tokens that the critic learns from
+    policy_mask: Tensor  # (B, T) bool: those of them that the policy learns from
+    old_logp: Tensor  # (B, T)
+    old_values: Tensor  # (B, T)
+    advantages: Tensor  # (B, T) whitened where that was asked for
+    returns: Tensor  # (B, T)
+    weights: Tensor | None = None  # (B, T) importance weights, where the sampler was not the policy
+    step: int = 0  # of the schedule, that comes next
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether every step has been taken."""
+        return self.step >= len(self.schedule)
+
+    def save(self, folder: Path) -> None:
+        """Write it into a checkpoint."""
+        from safetensors.torch import save_file
+
+        tensors = {
+            k: v.clone() for k, v in vars(self).items() if isinstance(v, Tensor)
+        }  # may be shared
+        save_file(tensors, folder / _TENSORS)
+        rest = {"number": self.number, "schedule": self.schedule, "step": self.step}
+        write_json(folder / _REST, rest | {"samples": [asdict(one) for one in self.samples]})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Rollout | None":
+        """The rollout of a checkpoint; None where there was none to go on with."""
+        from safetensors.torch import load_file
+
+        if not (folder / _REST).is_file():
+            return None
+        rest = read_json(folder / _REST)
+        rest["samples"] = [Sample(**one) for one in rest["samples"]]
+        return cls(**rest | load_file(folder / _TENSORS))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the models said of a response's tokens, (L,) each."""
+
+    logp: list[float]  # under the policy that wrote them
+    ref_logp: list[float]
+    values: list[float]
+    last_value: float  # V of the state after the last token
+
+
+def padded(rows: list[list[float]], width: int) -> Tensor:
+    """Rows of unequal length as (B, width), with zeros behind."""
+    return torch.tensor([row + [0.0] * (width - len(row)) for row in rows], dtype=torch.float32)
+
+
+def build(
+    number: int,
+    samples: list[Sample],
+    schedule: list[list[int]],
+    judged: list[Judged],
+    scores: Scores,
+    kl_coef: float,
+    args: PPOConfig,
+) -> tuple[Rollout, dict[str, float]]:
+    """From what was said of the responses to what is learnt from them.
+
+    Returns:
+        The rollout, and its numbers for the log.
+    """
+    lengths = torch.tensor([len(sample.response) for sample in samples])
+    width = int(lengths.max())
+    written = torch.arange(width)[None, :] < lengths[:, None]
+    logp, ref_logp, values = (
+        padded([getattr(one, name) for one in judged], width)
+        for name in ("logp", "ref_logp", "values")
+    )
+    mask = written & scores.is_usable[:, None]
+    is_cut = torch.tensor([not sample.is_ended for sample in samples])
+    policy_mask = mask & ~is_cut[:, None] if args.truncation == "mask" else mask
+    kl = core.k1(logp, ref_logp, written)
+    rewards = core.token_rewards(kl, scores.scores, mask, kl_coef)
+    after = torch.tensor([one.last_value for one in judged])
+    bootstrap = torch.where(is_cut, after, 0.0) if args.truncation == "bootstrap" else None
+    advantages, returns = _advantages(rewards, values, mask, lengths, bootstrap, args)
+    log = _facts(samples, written, mask, kl, logp, ref_logp, scores, kl_coef)
+    log |= _critic_facts(values, returns, advantages, mask)
+    if args.whiten_advantages:
+        advantages = core.whiten(advantages, policy_mask)
+    return (
+        Rollout(number, samples, schedule, mask, policy_mask, logp, values, advantages, returns),
+        log,
+    )
+
+
+def _advantages(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    lengths: Tensor,
+    bootstrap: Tensor | None,
+    args: PPOConfig,
+) -> core.Advantages:
+    """Advantages for the policy and returns for the critic, each with its own λ where that is asked for."""
+    lam: float | Tensor = args.lam
+    if args.lam_adaptive is not None:
+        lam = core.adaptive_lambda(lengths, args.lam_adaptive)
+    found = core.gae(rewards, values, mask, gamma=args.gamma, lam=lam, bootstrap=bootstrap)
+    target = args.lam if args.lam_value is None else args.lam_value
+    if lam is args.lam and target == args.lam:
+        return found
+    own = core.gae(rewards, values, mask, gamma=args.gamma, lam=target, bootstrap=bootstrap)
+    return core.Advantages(found.advantages, own.returns)
+
+
+def _facts(
+    samples: list[Sample],
+    written: Tensor,
+    mask: Tensor,
+    kl: Tensor,
+    logp: Tensor,
+    ref_logp: Tensor,
+    scores: Scores,
+    kl_coef: float,
+) -> dict[str, float]:
+    """What was written, how far from the reference, and what it was worth."""
+    tokens, rows = int(written.sum()), len(samples)
+    per_response = kl.sum(dim=1)
+    ended = [sample for sample in samples if sample.is_ended]
+    usable = scores.scores[scores.is_usable]
+    lengths = written.sum(dim=1).float()
+    non_score = -kl_coef * float(per_response.mean())
+    return {
+        "objective/scores": float(usable.mean()),
+        "objective/scores_std": float(usable.std(unbiased=False)),
+        "objective/scores_min": float(usable.min()),
+        "objective/scores_max": float(usable.max()),
+        "objective/kl": float(per_response.mean()),
+        "objective/kl_per_token": float(kl.sum()) / tokens,
+        "objective/kl_k3": float(core.k3(logp, ref_logp, written).sum()) / tokens,
+        "objective/kl_coef": kl_coef,
+        "objective/non_score_reward": non_score,
+        "objective/rlhf_reward": float(usable.mean()) + non_score,
+        "objective/entropy": -float(core.only(logp, written).sum()) / rows,
+        "reward/missing": rows - int(scores.is_usable.sum()),
+        "response/length_mean": float(lengths.mean()),
+        "response/length_min": float(lengths.min()),
+        "response/length_max": float(lengths.max()),
+        "response/eos_rate": len(ended) / rows,
+        "prompt/length_mean": sum(len(sample.prompt) for sample in samples) / rows,
+        **scores.parts,
+    }
+
+
+def _critic_facts(
+    values: Tensor, returns: Tensor, advantages: Tensor, mask: Tensor
+) -> dict[str, float]:
+    """What the critic expected, and what came."""
+    back, ahead = core.moments(returns, mask), core.moments(advantages, mask)
+    return {
+        "val/mean": float(core.moments(values, mask).mean),
+        "val/return_mean": float(back.mean),
+        "val/return_std": float(back.variance**0.5),
+        "val/advantage_mean": float(ahead.mean),
+        "val/advantage_std": float(ahead.variance**0.5),
+        "val/explained_variance": float(core.explained_variance(values, returns, mask)),
+    }
