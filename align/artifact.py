@@ -12,6 +12,9 @@ from conf.entry import built
 from conf.schema import Dtype, Model, Peft, Probe, Reward
 from reward.store import MANIFEST, read_json
 
+METRICS = "metrics.jsonl"  # what a trainer logged
+SAMPLES = "samples.jsonl"  # what a policy wrote while it was trained
+
 
 @dataclass(frozen=True)
 class Job:
@@ -34,6 +37,7 @@ class Job:
     probe: Probe | None = None  # what is watched while the policy moves
     reward: Reward | None = None  # what the policy is moved toward
     value: str | None = None  # what the critic starts from; None: the policy
+    checkpoint_minutes: float = 0.0  # between two checkpoints; 0: none by the clock
 
     def to_json(self, out: Path) -> dict[str, Any]:
         """The job as JSON, writing to `out`."""

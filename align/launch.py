@@ -70,7 +70,7 @@ def run(
     log: Path,
     processes: int = 1,
     watch: Callable[[], None] = lambda: None,
-    kept: str = "nothing was kept of it",
+    kept: Callable[[], str] = lambda: "nothing was kept of it",
 ) -> None:
     """Run `argv` to its end in a process group of its own.
 
@@ -114,7 +114,7 @@ def run(
         process.stdout.close()
         watch()
     if process.returncode:
-        raise UserError(_failure(label, process.returncode, list(tail), told, log, kept))
+        raise UserError(_failure(label, process.returncode, list(tail), told, log, kept()))
 
 
 def _read(

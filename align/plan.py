@@ -250,6 +250,7 @@ def _job(
         out=root / "artifacts" / f"{name}-{key}",
         cache=root / "cache",
         probe=probe,
+        checkpoint_minutes=config.launch.checkpoint_minutes,
     )
 
 

@@ -42,7 +42,7 @@ def rate(job: Job, root: Path, log: Path) -> Path | None:
         kept = "the reward model is kept, and the same command continues"
         arguments = overrides({key: str(path) for key, path in paths.items()})
         argv = launch.command("reward.report", arguments)
-        launch.run(argv, "rm report", log, kept=kept)
+        launch.run(argv, "rm report", log, kept=lambda: kept)
         return {"key": key, "model": job.out.name, "data": data.name} | main_figures(made)
 
     return build_once(root / "rewards" / f"rm-{key}", build) / "report"

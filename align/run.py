@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from align import launch
-from align.artifact import Job, Manifest
+from align.artifact import METRICS, Job, Manifest
 from align.gate import pass_gate, suites_index
 from align.plan import ACCURACY, STAGES, Plan, make_plan, preflight
 from align.probe import Alarm, finding_of
 from align.ratings import rate
-from align.stages.common import METRICS
+from align.stages.checkpoints import folder_of, latest
 from align.stages.rescore import RESCORE
 from conf.entry import UserError, plain
 from conf.schema import Align
@@ -159,6 +159,7 @@ class _Run:
                 self._join(job)
             else:
                 build_once(job.out, lambda partial: self._train_once(job, partial))
+                shutil.rmtree(folder_of(job), ignore_errors=True)
         manifest = Manifest.load(job.out)
         finding = finding_of(job.out)
         return {
@@ -210,7 +211,7 @@ class _Run:
         spec.parent.mkdir(parents=True, exist_ok=True)
         write_json(spec, job.to_json(partial))
         argv = launch.command("align.worker", [str(spec)], settings)
-        launch.run(argv, job.stage, log, settings.nproc_per_node, watch)
+        launch.run(argv, job.stage, log, settings.nproc_per_node, watch, lambda: _kept(job))
         if settings.node_rank == 0 and not (partial / MANIFEST).is_file():
             raise UserError(f"{job.stage} ended without a result; see {log}")
 
@@ -254,7 +255,7 @@ class _Run:
             write_json(spec, [request_to_json(request, self.root / "cache") for request in missing])
             argv = launch.command("evals.worker", [str(spec), str(self.root)])
             kept = "the answers so far are kept, and the same command continues"
-            launch.run(argv, "evaluate", spec.parent / "evaluate.log", kept=kept)
+            launch.run(argv, "evaluate", spec.parent / "evaluate.log", kept=lambda: kept)
         results = {}
         for policy, request in self.plan.evaluations:
             result = EvalResult.load(request.folder(self.root))
@@ -342,6 +343,13 @@ class _Tail:
         end = block.rfind(b"\n") + 1
         self._offset += end
         return [json.loads(line) for line in block[:end].splitlines()]
+
+
+def _kept(job: Job) -> str:
+    """What a stage that failed leaves."""
+    if checkpoint := latest(job):
+        return f"{checkpoint.name} is kept, and the same command continues from it"
+    return "nothing was kept of it"
 
 
 def _arm(config: dict[str, Any]) -> str:

@@ -165,6 +165,8 @@ class Launch:
     node_rank: int = 0  # this machine's number; rank 0 publishes and evaluates
     rdzv_endpoint: str | None = None  # host:port of machine 0, needed when nnodes > 1
     extra: list[str] = field(default_factory=list)  # further torchrun flags, passed through
+    # between two checkpoints of a stage, from which a killed run goes on; 0: it starts anew
+    checkpoint_minutes: float = 15.0
 
 
 @dataclass

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from align.artifact import SAMPLES
 from align.ppo import core
 from align.ppo.batches import pack
 from align.ppo.collect import Collector, Question, keep_samples, questions_of
@@ -38,7 +39,6 @@ from reward.store import read_json, write_json
 
 STATE = "ppo_state.json"
 VALUE_MODEL = "value_model"
-SAMPLES = "samples.jsonl"
 
 
 @dataclass
@@ -100,6 +100,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         )
         if reference is not None:
             reference.eval().requires_grad_(False).to(self.args.device)
+        self.samples_path = Path(args.output_dir) / SAMPLES
         self.optimizer: Any
         self.control: Any
         sampler = GenerateSampler(
@@ -136,8 +137,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         for name, value in found.log.items():
             self._metrics[name].append(value)
         if self.is_world_process_zero() and args.log_samples:
-            path = Path(args.output_dir) / SAMPLES
-            keep_samples(path, found, args.log_samples, self.state.global_step)
+            keep_samples(
+                self.samples_path, found, args.log_samples, self.state.global_step
+            )
         state.rollouts += 1
         state.episodes += len(found.answers)
         return found.rollout

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from align.artifact import Job, Manifest
+from align.artifact import METRICS, Job, Manifest
+from align.stages import checkpoints
 from conf.entry import UserError
 from conf.schema import Dtype
 from evals.models import load_tokenizer, local_path, merge_adapter
@@ -17,7 +18,6 @@ from evals.provenance import provenance
 from reward.store import MANIFEST, write_json
 from reward.versions import Version, to_trl
 
-METRICS = "metrics.jsonl"
 ADAPTER = "adapter"
 HEAD = "score"  # transformers' name of the scalar head on a causal model
 
@@ -53,7 +53,7 @@ def run_stage(
         eval_dataset=dataset(held_out, job.out / "trainer") if held_out else None,
         processing_class=tokenizer,
         peft_config=peft_config(job, task_type),
-        callbacks=[ledger(job.out / METRICS), *callbacks],
+        callbacks=[ledger(job.out / METRICS), checkpoints.keeper(job), *callbacks],
     )
     if task_type == "SEQ_CLS" and job.peft.method != "none" and not job.deepspeed:
         _widen_trained(trainer)
@@ -93,8 +93,11 @@ def carry_out(
         finish: what else is done with the trainer, on every rank, before its model is saved.
     """
     parameters = _count(trainer.model)
-    outcome = trainer.train()
+    checkpoint = checkpoints.resume(job, trainer.is_world_process_zero())
+    outcome = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics = dict(outcome.metrics)
+    if checkpoint:
+        metrics["resumed_from_step"] = int(checkpoint.name.rpartition("-")[2])
     if job.eval_data:
         metrics |= trainer.evaluate()
     finish(trainer)
@@ -159,10 +162,9 @@ def arguments(job: Job, task_type: str, is_ordered: bool = False) -> dict[str, A
     on_cpu = not torch.cuda.is_available()
     args: dict[str, Any] = {
         "use_cpu": on_cpu,
+        **checkpoints.arguments(job),
         **job.args,
-        "output_dir": str(job.out / "trainer"),
         "report_to": "none",  # the parent process mirrors metrics.jsonl to W&B
-        "save_strategy": "no",  # the artifact is the only thing that is kept
         "deepspeed": job.deepspeed,
     }
     if is_ordered:  # a curriculum is an order, which the trainer would shuffle

@@ -1,14 +1,12 @@
 """PPO: a policy moved toward a reward, kept near where it started."""
 
 import copy
-import shutil
 import time
-from pathlib import Path
 from typing import Any
 
-from align.artifact import Job
-from align.ppo.trainer import SAMPLES
-from align.stages.common import METRICS, arguments, carry_out, chat_tokenizer, ledger, peft_config
+from align.artifact import METRICS, SAMPLES, Job
+from align.stages import checkpoints
+from align.stages.common import arguments, carry_out, chat_tokenizer, ledger, peft_config
 from align.stages.probe import watched
 from conf.entry import UserError
 from evals.models import local_path
@@ -38,20 +36,10 @@ def run(job: Job) -> None:
     with watched(job) as callbacks, open_reward(job.reward) as reward:
         trainer = PPOTrainer(
             policy, value, reference, tokenizer, questions, reward, args, held_out,
-            [ledger(job.out / METRICS), *callbacks],
+            [ledger(job.out / METRICS), checkpoints.keeper(job), *callbacks],
         )  # fmt: skip
-        carry_out(trainer, job, "CAUSAL_LM", rows, started, _keep_samples(job.out))
-
-
-def _keep_samples(out: Path) -> Any:
-    """Move the kept responses beside the model; the trainer's own folder is removed."""
-
-    def keep(trainer: Any) -> None:
-        path = Path(trainer.args.output_dir) / SAMPLES
-        if trainer.is_world_process_zero() and path.is_file():
-            shutil.move(path, out / SAMPLES)
-
-    return keep
+        trainer.samples_path = job.out / SAMPLES
+        carry_out(trainer, job, "CAUSAL_LM", rows, started)
 
 
 def _arguments(job: Job) -> dict[str, Any]:

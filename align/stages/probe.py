@@ -15,7 +15,7 @@ from conf.entry import UserError
 from conf.schema import Probe
 from evals.generate import Generator, seed_of
 from evals.models import free_device, local_path
-from reward.looks import LOOKS, Look, append, judge, mean_of
+from reward.looks import LOOKS, Look, append, judge, mean_of, read
 from reward.rewards import RewardFunction, open_reward
 
 
@@ -85,6 +85,7 @@ class Watch:
     def __init__(self, job: Job, probe: Probe, proxy: RewardFunction, gold: RewardFunction) -> None:
         self.probe = probe
         self.looks: list[Look] = []
+        self.file = job.out / LOOKS
         self._job = job
         self._proxy, self._gold = proxy, gold
         self._questions = questions(probe.prompts)
@@ -131,7 +132,7 @@ class Watch:
             },
         )
         self.looks.append(look)
-        append(self._job.out / LOOKS, look)
+        append(self.file, look)
         print(look.line(), flush=True)
         if (finding := judge(self.looks, is_watching=True)).is_warning:
             print(f"warning: {finding.sentence()}", flush=True)
@@ -232,7 +233,10 @@ def _callback(watch: Watch) -> Any:
         """Looks before the first step, every `steps` steps, and after the last one."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            self._look(args, state, given)
+            if state.global_step:  # goes on from a checkpoint
+                watch.looks = read(watch.file)
+            else:
+                self._look(args, state, given)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             if state.global_step % watch.probe.steps == 0:
