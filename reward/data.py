@@ -139,6 +139,7 @@ def examine(
             reading = ingest.Reading(
                 None if source.format == "auto" else source.format,
                 source.format == "auto",
+                kind == "prompts",
                 clean.repair,
                 clean.mask,
                 clean.score,
@@ -256,7 +257,7 @@ def _described(source: Source, found: str | None, start: int, end: int) -> dict[
 
 def _check_kind(source: Source, kind: str, name: str, where: str) -> None:
     made = inspect.signature(NORMALISERS[name]).return_annotation
-    if made is KINDS[kind]:
+    if made is KINDS[kind] or kind == "prompts":  # anything that is answered was asked
         return
     found = "was detected" if source.format == "auto" else "was asked for"
     raise UserError(

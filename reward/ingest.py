@@ -17,6 +17,7 @@ from xxhash import xxh3_64_intdigest
 from reward import language, private
 from reward.duplicates import SEPARATOR
 from reward.findings import KINDS, Finding
+from reward.prompts import as_prompt
 from reward.readers import Line, parse
 from reward.records import (
     NORMALISERS,
@@ -62,6 +63,7 @@ class Reading:
 
     format: str | None = None  # None until the first usable row has told
     is_detected: bool = True
+    as_prompts: bool = False  # of every record, only what was asked
     repair: bool = False
     mask: bool = False
     score: str | None = None  # columns to keep besides the record
@@ -155,7 +157,7 @@ def read(chunk: list[tuple[int, Line]], reading: Reading) -> Batch:
     for number, (place, raw) in chunk:
         try:
             row = parse(raw)
-            name, record = _normalise(row, batch.format, reading.is_detected)
+            name, record = _normalise(row, batch.format, reading)
             items.append(_item(number, place, row, record))
         except (BadRow, RecursionError) as error:
             batch.findings.append(_left_out(number, place, error))
@@ -223,16 +225,16 @@ def _text(turns: list[Message]) -> str:
     return text.replace(FIELD, " ") if FIELD in text else text
 
 
-def _normalise(row: Row, name: str | None, is_detected: bool) -> tuple[str, Record]:
+def _normalise(row: Row, name: str | None, reading: Reading) -> tuple[str, Record]:
     """The format and the record of a row; `name` is None until a first row was usable."""
     name = name or detect(row)
     record = NORMALISERS[name](row)
     # A normaliser may fit a row of another format too (a pair has a prompt) and drop half of it.
-    if is_detected and (found := detect(row)) != name:
+    if reading.is_detected and (found := detect(row)) != name:
         raise BadRow(
             f"it looks like format {found!r}, the rows before it like {name!r}", "unknown_format"
         )
-    return name, record
+    return name, as_prompt(record) if reading.as_prompts else record
 
 
 def _look_through(batch: Batch, items: list[_Item]) -> None:

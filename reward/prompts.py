@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from conf.entry import UserError
@@ -130,6 +130,17 @@ def prompt_of(record: Record) -> Prompt:
     if turns[-1]["role"] not in ("user", "tool"):
         raise BadRow(f"before the answer is no turn of a user, but of {turns[-1]['role']!r}")
     return Prompt(turns, None, record.tools)
+
+
+def as_prompt(record: Record) -> Prompt:
+    """A record as a prompt, with what is known of the right answer: a prompt's own, or a demonstration's last turn.
+
+    Raises:
+        BadRow: when nobody has asked anything.
+    """
+    if isinstance(record, Prompt):
+        return record
+    return replace(prompt_of(record), reference=next(iter(references_of(record)), None))
 
 
 def references_of(record: Record) -> list[str]:

@@ -20,6 +20,8 @@ PROMPT_LIMIT = "max_prompt_length"
 
 def run(job: Job) -> None:
     """Train `job`'s policy with its critic, and leave the policy as a model folder with the critic inside."""
+    from transformers import set_seed
+
     from align.ppo.config import PPOConfig
     from align.ppo.trainer import PPOTrainer
 
@@ -31,6 +33,7 @@ def run(job: Job) -> None:
     held_out = None
     if job.eval_data:
         held_out = read_questions(Version.load(job.eval_data), tokenizer, args.max_prompt_length)
+    set_seed(args.seed)  # adapters begin with random weights
     policy, value, reference = open_models(job, args)
     assert job.reward is not None
     with watched(job) as callbacks, open_reward(job.reward) as reward:

@@ -72,7 +72,8 @@ def begun(job: Job, spec: Path) -> "subprocess.Popen[bytes]":
 def rows_of(file: Path) -> list[dict[str, Any]]:
     """A log without what depends on the clock."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    clocks = ("time/", "perf/", "train_", "eval_runtime", "eval_s", "total_flos")
+    # TRL counts tokens from where it went on.
+    clocks = ("time/", "perf/", "train_", "eval_runtime", "eval_s", "total_flos", "num_tokens")
     return [
         {name: x for name, x in row.items() if not name.startswith(clocks)}
         for row in rows

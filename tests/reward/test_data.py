@@ -512,7 +512,21 @@ def test_feedback_of_another_kind_is_refused(tmp_path: Path) -> None:
     assert "format 'preference' was detected, but this stage needs demonstrations" in message
     chats = str(write(tmp_path / "chats.jsonl", demo.demonstrations(3)))
     assert "needs pairs of a chosen" in refusal(Data(source=chats), "preference")
-    assert "needs prompts" in refusal(Data(source=chats, format="messages"), "prompts")
+
+
+def test_of_answered_rows_the_prompts_can_be_taken(tmp_path: Path) -> None:
+    """A demonstration's answer is the reference; that of a pair was only preferred."""
+    qa = write(tmp_path / "qa.jsonl", [{"question": "1 + 1?", "answer": "It is #### 2"}])
+    assert load(Data(source=str(qa)), "prompts").records == [
+        Prompt([{"role": "user", "content": "1 + 1?"}], "It is #### 2")
+    ]
+    pairs = str(write(tmp_path / "pairs.jsonl", demo.preferences(3)))
+    prompts = load(Data(source=pairs), "prompts").records
+    assert prompts == [Prompt(row["prompt"]) for row in demo.preferences(3)]
+    chats = str(write(tmp_path / "chats.jsonl", demo.demonstrations(3)))
+    rows = [row["messages"] for row in demo.demonstrations(3)]
+    prompts = load(Data(source=chats), "prompts").records
+    assert prompts == [Prompt(turns[:-1], turns[-1]["content"]) for turns in rows]
 
 
 def test_the_demo_has_every_kind() -> None:
