@@ -12,6 +12,8 @@ from conf.entry import built
 from conf.schema import Dtype, Model, Peft, Probe, Reward
 from reward.store import MANIFEST, read_json
 
+SAMPLES = "samples.jsonl"  # what a policy wrote while it was trained
+
 
 @dataclass(frozen=True)
 class Job:
