@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align import launch
-from align.artifact import Job, Manifest
+from align.artifact import SAMPLES, Job, Manifest
 from align.gate import pass_gate, suites_index
 from align.plan import ACCURACY, STAGES, Plan, make_plan, preflight
 from align.probe import Alarm, finding_of
@@ -187,6 +187,8 @@ class _Run:
 
             self._start(job, partial, mirror)
             manifest: dict[str, Any] = read_json(partial / MANIFEST)
+            if samples := _Tail(partial / SAMPLES).new():
+                live.table("samples", samples)
             if program := STAGES[job.stage].check:
                 manifest["rescored"] = self._check(program, job, partial)
             live.summarise(manifest["metrics"] | {"key": job.key})
