@@ -93,6 +93,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         every = [one.ids for one in (*self.questions, *(eval_questions or []))]
         inputs.check(policy, value, tokenizer, every, args)
         self.facts: dict[str, float] = {}  # of the whole run, told with its last numbers
+        self._bare = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+        self._generation_config = self._bare.generation_config  # a sampler puts its own there
         for model in (policy, value):  # or the first ratio is not 1
             disable_dropout(model)
         self.ppo = State(coef=args.kl_coef)
@@ -363,12 +365,23 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
                 for key, tensor in weights.items()
                 if key.startswith(f"{name}.")
             }
-            getattr(self.model, name).save_pretrained(folder, state_dict=own)
+            with self._own_generation_config():
+                getattr(self.model, name).save_pretrained(folder, state_dict=own)
             self.processing_class.save_pretrained(folder)
         if self.is_in_train:
             write_json(out / STATE, asdict(self.ppo))
             if self.rollout is not None:
                 self.rollout.save(out)
+
+    @contextlib.contextmanager
+    def _own_generation_config(self) -> Iterator[None]:
+        """The policy with the settings of generation that it came with, not those of the sampler."""
+        of_sampler = self._bare.generation_config
+        self._bare.generation_config = self._generation_config
+        try:
+            yield
+        finally:
+            self._bare.generation_config = of_sampler
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Both models' weights."""
