@@ -160,6 +160,10 @@ class _Run:
             else:
                 build_once(job.out, lambda partial: self._train_once(job, partial))
         manifest = Manifest.load(job.out)
+        if raised := [name for name in manifest.metrics if name.startswith("alarm/")]:
+            print(
+                f"{job.stage:10} warning: {', '.join(raised)}: what went wrong is in its log; docs/ppo.md tells more"
+            )
         finding = finding_of(job.out)
         return {
             "stage": job.stage,
