@@ -29,9 +29,11 @@ def run(job: Job) -> None:
     rows = Version.load(job.data)
     args = PPOConfig(**_arguments(job))
     questions, left_out = read_questions(rows, tokenizer, args.max_prompt_length)
-    held_out = None
+    held_out, facts = None, {"prompt/number": len(questions), "prompt/left_out": left_out}
     if job.eval_data:
-        held_out, _ = read_questions(Version.load(job.eval_data), tokenizer, args.max_prompt_length)
+        held_out, facts["prompt/held_out_left_out"] = read_questions(
+            Version.load(job.eval_data), tokenizer, args.max_prompt_length
+        )
     policy, value, reference = open_models(job, args, tokenizer)
     assert job.reward is not None
     with watched(job) as callbacks, open_reward(job.reward) as reward:
@@ -39,20 +41,25 @@ def run(job: Job) -> None:
             policy, value, reference, tokenizer, questions, reward, args, held_out,
             [ledger(job.out / METRICS), *callbacks],
         )  # fmt: skip
-        trainer.facts |= {"prompt/number": len(questions), "prompt/left_out": left_out}
+        trainer.facts |= facts
         if trainer.is_world_process_zero():
-            _tell(len(questions), left_out, args)
+            _tell(facts, args)
         carry_out(trainer, job, "CAUSAL_LM", rows, started, _keep_samples(job.out))
 
 
-def _tell(prompts: int, left_out: int, args: Any) -> None:
+def _tell(facts: dict[str, int], args: Any) -> None:
     """Say what became of the prompts."""
-    if left_out:
-        print(
-            f"ppo: {left_out:,} of {prompts + left_out:,} prompts are left out, which have more than "
-            f"ppo.args.{PROMPT_LIMIT}={args.max_prompt_length} tokens",
-            flush=True,
-        )
+    prompts = facts["prompt/number"]
+    for name, kind in (
+        ("prompt/left_out", "prompts"),
+        ("prompt/held_out_left_out", "held-out prompts"),
+    ):
+        if number := facts.get(name):
+            print(
+                f"ppo: {number:,} {kind} are left out, which have more than ppo.args.{PROMPT_LIMIT}="
+                f"{args.max_prompt_length} tokens",
+                flush=True,
+            )
     if prompts < args.rollout_batch_size:
         print(
             f"ppo: there are {prompts:,} prompts for the {args.rollout_batch_size:,} responses of a rollout, so each "

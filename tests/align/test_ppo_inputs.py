@@ -148,12 +148,18 @@ def test_prompts_that_are_too_long_or_too_few_are_told_and_counted(
     limit = lengths[-1] - 1
     kept = sum(length <= limit for length in lengths)
     config.ppo.args |= {"max_prompt_length": limit, "rollout_batch_size": 8}
+    config.ppo.eval_data = Data(source="demo:held_out", limit=8)
     manifest, log = done(config)
     said = capsys.readouterr().out
-    assert said.count(f"{4 - kept} of 4 prompts are left out, which have more than") == 1
+    assert said.count(f"ppo: {4 - kept} prompts are left out, which have more than") == 1
     assert said.count(f"there are {kept} prompts for the 8 responses of a rollout") == 1
-    assert manifest.metrics["prompt/left_out"] == log[-1]["prompt/left_out"] == 4 - kept
+    (last,) = (row for row in log if "train_runtime" in row)
+    assert manifest.metrics["prompt/left_out"] == last["prompt/left_out"] == 4 - kept
     assert manifest.metrics["prompt/number"] == kept
+    held_out = Version.load(Path(make_plan(config).jobs[0].eval_data or ""))
+    _, longer = read_questions(held_out, tokenizer, limit)
+    assert manifest.metrics["prompt/held_out_left_out"] == longer
+    assert said.count("held-out prompts are left out") == (longer > 0)
 
 
 def test_a_prompt_and_its_response_must_fit_the_window(config: Align) -> None:
