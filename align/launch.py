@@ -19,6 +19,8 @@ from conf.schema import Launch, LaunchKind
 from reward.child import die_with_parent
 
 _PROGRESS = re.compile(rb"\d+%\|")  # a tqdm bar
+# Of lines; a bar has none of its own, so what is written next stands right behind it.
+_END = re.compile(rb"[\r\n]+|(?<=it/s\])(?=[^\r\n])|(?<=s/it\])(?=[^\r\n])")
 _TAIL_LINES = 15
 _GRACE_SECONDS = 10
 _QUIET_SECONDS = 30  # between progress lines when stderr is no terminal
@@ -133,7 +135,7 @@ def _read(
         ):  # a full disk must not stop the reading, or the worker hangs
             file.write(chunk)
             file.flush()
-        *lines, rest = re.split(rb"[\r\n]+", rest + chunk)
+        *lines, rest = _END.split(rest + chunk)
         for line in lines:
             text = line.decode("utf-8", "replace").strip()
             if _PROGRESS.search(line):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align import launch
-from align.artifact import METRICS, Job, Manifest
+from align.artifact import METRICS, SAMPLES, Job, Manifest
 from align.gate import pass_gate, suites_index
 from align.plan import ACCURACY, STAGES, Plan, make_plan, preflight
 from align.probe import Alarm, finding_of
@@ -161,6 +161,10 @@ class _Run:
                 build_once(job.out, lambda partial: self._train_once(job, partial))
                 shutil.rmtree(folder_of(job), ignore_errors=True)
         manifest = Manifest.load(job.out)
+        if raised := [name for name in manifest.metrics if name.startswith("alarm/")]:
+            print(
+                f"{job.stage:10} warning: {', '.join(raised)}: what went wrong is in its log; docs/ppo.md tells more"
+            )
         finding = finding_of(job.out)
         return {
             "stage": job.stage,
@@ -188,6 +192,8 @@ class _Run:
 
             self._start(job, partial, mirror)
             manifest: dict[str, Any] = read_json(partial / MANIFEST)
+            if samples := _Tail(partial / SAMPLES).new():
+                live.table("samples", samples)
             if program := STAGES[job.stage].check:
                 manifest["rescored"] = self._check(program, job, partial)
             live.summarise(manifest["metrics"] | {"key": job.key})

@@ -21,17 +21,20 @@ from reward.answers import Answer
 from reward.turns import make_turn
 
 MODULES = "ALIGN_REWARD_MODULES"
-SECONDS = 60.0  # for the answers of one call, of an asynchronous function
+SECONDS = (
+    60.0  # for the answers of one call, of an asynchronous function without a limit of its own
+)
 _GRACE = 5.0  # seconds beyond that, in which a function that was cancelled can end
 
 
 class Function:
     """A function, as a `Scoring`. Use `load`."""
 
-    def __init__(self, name: str, function: Callable[..., Any], timeout: float) -> None:
+    def __init__(self, name: str, function: Callable[..., Any], timeout: float | None) -> None:
         self._name = name
         self._function = function
-        self._timeout = timeout
+        self._timeout = SECONDS if timeout is None else timeout
+        self._is_timed = timeout is not None
         call = getattr(function, "__call__", None)  # noqa: B004  # of an object with such a method
         self.is_async = any(map(inspect.iscoroutinefunction, (function, call)))
         self.loop: asyncio.AbstractEventLoop | None = None  # where an asynchronous one runs
@@ -49,11 +52,32 @@ class Function:
         columns = columns_of(answers)
         wanted = _accepted(self._function, columns, self._name)
         if not self.is_async:
-            return lambda: self._values(self._result(lambda: self._function(**wanted)), answers)
+            call = self._timed if self._is_timed else self._function
+            return lambda: self._values(self._result(lambda: call(**wanted)), answers)
         if self.loop is None:
             raise RuntimeError(f"{self._name} is asynchronous: open it by reward.rewards")
         future = asyncio.run_coroutine_threadsafe(self._awaited(wanted), self.loop)
         return lambda: self._values(self._result(lambda: self._waited(future)), answers)
+
+    def _timed(self, **wanted: Any) -> Any:
+        """What a plain function returns within its time; one that takes longer is left behind in its thread."""
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def work() -> None:
+            try:
+                future.set_result(self._function(**wanted))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, name=self._name, daemon=True).start()
+        if not concurrent.futures.wait([future], self._timeout).done:
+            raise self._too_long()
+        return future.result()
+
+    def _too_long(self) -> UserError:
+        return UserError(
+            f"reward function {self._name} took longer than {self._timeout:g} s; give it a larger `timeout`"
+        )
 
     async def _awaited(self, wanted: dict[str, Any]) -> Any:
         try:
@@ -62,9 +86,7 @@ class Function:
         except TimeoutError as error:
             if not limit.expired():  # one of its own
                 raise
-            raise UserError(
-                f"reward function {self._name} took longer than {self._timeout:g} s; give it a larger `timeout`"
-            ) from error
+            raise self._too_long() from error
 
     def _waited(self, future: "concurrent.futures.Future[Any]") -> Any:
         concurrent.futures.wait([future], self._timeout + _GRACE)
@@ -134,8 +156,13 @@ def check(name: Any, where: str) -> None:
         )
 
 
-def load(name: str, timeout: float, where: str) -> Function:
+def load(name: str, timeout: float | None, where: str) -> Function:
     """Import a function, and check that it can be called.
+
+    Args:
+        name: "module:function".
+        timeout: seconds for the answers of one call; None: `SECONDS` for an asynchronous function, else no limit.
+        where: its place in the configuration, for messages.
 
     Raises:
         UserError: when it may not be imported, is not there, or asks for what a reward does not have.

@@ -156,7 +156,7 @@ def _scoring(name: str, term: Term) -> Scoring:
     if term.kind == MODEL:
         return _model(**term.args)
     if term.kind == FUNCTION:
-        seconds = float(term.args.get("timeout", functions.SECONDS))
+        seconds = term.args.get("timeout")
         return functions.load(term.args["function"], seconds, f"terms.{name}.args.function")
     return functools.partial(verify.load(term.kind), **term.args)
 

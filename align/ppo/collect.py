@@ -1,5 +1,6 @@
 """How a rollout comes about: responses are drawn, judged by the models and by the reward, and put together."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ class Collected:
     log: dict[str, float]
     answers: list[Answer]
     worth: Worth
+    kl: list[float] | None  # nats of each response from the reference, where there is one
 
 
 class Collector:
@@ -52,6 +54,7 @@ class Collector:
         args: the settings.
         tokenizer: the policy's.
         reference: frozen copy of what the policy started from; None: the policy without its adapter.
+        start: an adapter's weights that are the reference in that case, see `align.ppo.model.adapter_start`.
         reward: answers → their worth.
         sampler: what writes the responses.
     """
@@ -64,8 +67,10 @@ class Collector:
         reference: Any,
         reward: Callable[[Sequence[Answer]], Worth],
         sampler: Sampler,
+        start: list[Tensor] | None = None,
     ) -> None:
         self.sampler = sampler
+        self._start = start
         self._accelerator, self._args, self._tokenizer = accelerator, args, tokenizer
         self._reference, self._reward = reference, reward
         self._rank, self._processes = accelerator.process_index, accelerator.num_processes
@@ -99,7 +104,7 @@ class Collector:
         plan = [
             micro for step in steps[: args.num_mini_batches] for micro in self._cut(step, samples)
         ]
-        judged = self._judged(model, samples, plan, has_reference=self._is_asked(kl_coef))
+        judged = self._judged(model, samples, plan, args.needs_reference)
         times.append(time.monotonic())
         worth, answers = self.worths(questions, samples)
         scores = shape(worth.total, samples, args, running)
@@ -110,12 +115,11 @@ class Collector:
             )
         times.append(time.monotonic())
         rollout, log = build(number, samples, steps, judged, scores, kl_coef, args)
-        log |= {f"rewards/{name}/mean": _mean(values) for name, values in worth.terms.items()}
-        for name, begin, end in zip(
-            ("generate", "score", "reward"), times, times[1:], strict=False
-        ):
-            log[f"time/{name}"] = end - begin
-        return Collected(rollout, log, answers, worth)
+        log |= _reward_facts(worth) | _speed(times, samples, plan)
+        kl = None
+        if args.needs_reference:
+            kl = [math.fsum(one.logp) - math.fsum(one.ref_logp) for one in judged]
+        return Collected(rollout, log, answers, worth, kl)
 
     def drawn(self, questions: Sequence[Question], salt: list[Any]) -> list[Sample]:
         """A response to each question. Its seed follows from the run's, `salt` and its place."""
@@ -134,6 +138,8 @@ class Collector:
         ]
         mine = list(range(self._rank, len(answers), self._processes))
         own = self._reward([answers[place] for place in mine]) if mine else Worth([], {})
+        if len(own.total) != len(mine):
+            raise UserError(f"the reward gave {len(own.total)} values for {len(mine)} responses")
         rows = {
             place: (own.total[at], {name: values[at] for name, values in own.terms.items()})
             for at, place in enumerate(mine)
@@ -154,10 +160,6 @@ class Collector:
     def _answered(self, question: Question, sample: Sample) -> Answer:
         text = self._tokenizer.decode(sample.response, skip_special_tokens=True)
         return question.asked.answered(text, len(sample.response), sample.is_ended)
-
-    def _is_asked(self, kl_coef: float) -> bool:
-        """Whether anybody asks how far the policy has gone."""
-        return kl_coef != 0 or self._args.target_kl_per_sequence is not None
 
     @torch.no_grad()
     def _judged(
@@ -187,7 +189,7 @@ class Collector:
     def _reference_logp(self, model: Any, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         temperature = self._args.temperature
         if self._reference is None:
-            with without_adapter(self._accelerator.unwrap_model(model).policy):
+            with without_adapter(self._accelerator.unwrap_model(model).policy, self._start):
                 found: Tensor = model(*inputs, "policy", temperature).logp
             return found
         with self._accelerator.autocast():
@@ -222,13 +224,15 @@ def keep_samples(path: Path, found: Collected, most: int, step: int) -> None:
     """Append the first responses of a rollout to a JSONL file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        for answer, total in list(zip(found.answers, found.worth.total, strict=True))[:most]:
+        for place, answer in enumerate(found.answers[:most]):
+            total = found.worth.total[place]
             row = {
                 "rollout": found.rollout.number,
                 "step": step,
                 "prompt": answer.prompt,
                 "response": answer.text,
                 "score": None if math.isnan(total) else total,
+                "kl": None if found.kl is None else found.kl[place],
                 "tokens": answer.tokens,
                 "is_ended": answer.is_ended,
             }
@@ -242,6 +246,27 @@ def _by_row(x: Tensor, rows: Tensor, number: int) -> list[list[float]]:
     return [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _mean(values: Sequence[float]) -> float:
-    said = [value for value in values if not math.isnan(value)]
-    return math.fsum(said) / len(said) if said else math.nan
+def _reward_facts(worth: Worth) -> dict[str, float]:
+    """Mean and standard deviation of what each term said."""
+    found = {}
+    for name, values in worth.terms.items():
+        said = torch.tensor([value for value in values if not math.isnan(value)]).double()
+        found[f"rewards/{name}/mean"] = float(said.mean())  # NaN of nothing
+        found[f"rewards/{name}/std"] = float(said.std(unbiased=False)) if len(said) else math.nan
+    return found
+
+
+def _speed(
+    times: Sequence[float], samples: Sequence[Sample], plan: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """Seconds of each phase, response tokens a second of writing, and the share of padding in the micro-batches."""
+    names = ("generate", "score", "reward")
+    spans = zip(names, itertools.pairwise(times), strict=True)
+    found = {f"time/{name}": end - begin for name, (begin, end) in spans}
+    widths = [len(micro) * max(samples[place].length for place in micro) for micro in plan]
+    written = sum(len(sample.response) for sample in samples)
+    return found | {
+        "time/rollout": times[-1] - times[0],
+        "perf/response_tokens_per_s": written / max(times[1] - times[0], 1e-9),
+        "perf/padding_ratio": 1 - sum(sample.length for sample in samples) / sum(widths),
+    }

@@ -27,10 +27,18 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
     generation_batch_size: int = 32  # prompts that are continued together
 
     # --- reward ---
-    kl_coef: float = 0.05  # β of the divergence from the reference, a part of the reward (k1)
+    kl_coef: float = 0.05  # β of the divergence from the reference, a part of the reward
+    kl_in_reward: str = "k1"  # of each token: `k1`; `abs`, |k1|; `none`
+    kl_loss_coef: float = (
+        0.0  # of a divergence in the loss; without this and β there is no reference at all
+    )
+    kl_loss_type: str = "k2"  # or `k3_is`, k3 times the ratio: both have the gradient of the KL
     target_kl_per_sequence: float | None = None  # nats of a whole response; β then follows it
     kl_horizon: int = 10_000  # episodes within which β follows
-    missing_eos_penalty: float | None = 1.0  # taken from the score of a response that was cut off
+    missing_eos_penalty: float | None = 1.0  # of a response that was cut off
+    missing_eos_mode: str = (
+        "subtract"  # the penalty from its score; `replace`: its score is −penalty
+    )
     # what a response that was cut off means: `terminal`, it is over; `bootstrap`, its score is replaced by the value of
     # what would follow; `mask`, the policy does not learn from it, the critic does
     truncation: str = "terminal"
@@ -40,6 +48,9 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
     reward_gain: float = 1.0
     scale_rewards: bool = False  # divide scores by their running standard deviation
     reward_clip: float | None = None  # scores are cut to ± this, after all of the above
+    whiten_rewards: bool = (
+        False  # scale the rewards of all tokens to a variance of 1, and keep their mean
+    )
 
     # --- advantages ---
     gamma: float = 1.0
@@ -94,25 +105,24 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
             "max_new_tokens",
             "generation_batch_size",
             "entropy_every",
+            "per_device_train_batch_size",
+            "max_tokens_per_micro_batch",
         ):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "at least 1")
         for name in ("gamma", "lam", "lam_value"):
             value = getattr(self, name)
             _require(value is None or 0 <= value <= 1, name, value, "between 0 and 1")
         _require(self.temperature > 0, "temperature", self.temperature, "above 0: PPO must explore")
         _require(math.isfinite(self.kl_coef), "kl_coef", self.kl_coef, "a finite number")
         _require(self.reward_gain > 0, "reward_gain", self.reward_gain, "above 0")
+        self._check_choices()
         _require(
-            self.truncation in ("terminal", "bootstrap", "mask"),
-            "truncation",
-            self.truncation,
-            "terminal, bootstrap or mask",
-        )
-        _require(
-            self.loss_aggregation in ("token_mean", "seq_mean"),
-            "loss_aggregation",
-            self.loss_aggregation,
-            "token_mean or seq_mean",
+            self.target_kl_per_sequence is None
+            or (self.kl_in_reward != "none" and self.kl_coef > 0),
+            "target_kl_per_sequence",
+            self.target_kl_per_sequence,
+            "null when kl_coef=0 or kl_in_reward=none: it is β that follows the target",
         )
         _require(
             self.gradient_accumulation_steps == 1,
@@ -133,6 +143,30 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
             self.rollout_batch_size,
             f"a multiple of num_mini_batches={self.num_mini_batches}",
         )
+
+    def _check_choices(self) -> None:
+        """Refuse what is no choice, and the divergence that teaches something wrong."""
+        _require(
+            self.kl_in_reward != "k3",
+            "kl_in_reward",
+            self.kl_in_reward,
+            "k1, abs or none: with k3 in the reward the gradient is not that of the KL, and the policy ends elsewhere "
+            "than at the optimum (arXiv 2512.21852); k3 belongs in the loss: kl_loss_coef with kl_loss_type=k3_is",
+        )
+        for name, choices in {
+            "kl_in_reward": ("k1", "abs", "none"),
+            "kl_loss_type": ("k2", "k3_is"),
+            "missing_eos_mode": ("subtract", "replace"),
+            "truncation": ("terminal", "bootstrap", "mask"),
+            "loss_aggregation": ("token_mean", "seq_mean"),
+        }.items():
+            value, wanted = getattr(self, name), f"{', '.join(choices[:-1])} or {choices[-1]}"
+            _require(value in choices, name, value, wanted)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether anything depends on how far the policy has gone from its start."""
+        return bool(self.kl_loss_coef) or (self.kl_in_reward != "none" and bool(self.kl_coef))
 
     @property
     def steps_per_rollout(self) -> int:

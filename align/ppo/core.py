@@ -50,6 +50,26 @@ def k3(logp: Tensor, ref_logp: Tensor, mask: Tensor) -> Tensor:
     return only(torch.expm1(-log_ratio) + log_ratio, mask)
 
 
+def kl_loss(
+    logp: Tensor, old_logp: Tensor, ref_logp: Tensor, mask: Tensor, kind: str = "k2"
+) -> Tensor:
+    """A divergence from the reference as a loss of each token (B, T), whose gradient is that of the reverse KL.
+
+    `k2`, ½ (log π − log π_ref)², has it on policy. `k3_is` is k3 times the ratio π / π_old that carries a gradient
+    too, so that it holds for later steps of a rollout as well (DeepSeek-V3.2, arXiv 2512.02556); k3 alone would not
+    have it (arXiv 2512.21852).
+
+    Args:
+        logp: (B, T) under the policy in training; carries the gradient.
+        old_logp, ref_logp, mask: (B, T), without gradient.
+        kind: `k2` or `k3_is`.
+    """
+    if kind == "k2":
+        return 0.5 * k1(logp, ref_logp, mask) ** 2
+    log_ratio = only(logp - old_logp, mask).clamp(-_MOST_LOG_RATIO, _MOST_LOG_RATIO)
+    return log_ratio.exp() * k3(logp, ref_logp, mask)
+
+
 # --- rewards ---
 
 
@@ -156,13 +176,14 @@ def moments(x: Tensor, mask: Tensor) -> Moments:
     return Moments(number, mean, squares / number.clamp(min=1))
 
 
-def whiten(x: Tensor, mask: Tensor) -> Tensor:
+def whiten(x: Tensor, mask: Tensor, *, keeps_mean: bool = False) -> Tensor:
     """`x` with mean 0 and variance 1 over all tokens of a whole rollout (B, T); 0 outside the mask.
 
-    The variance is that of the population, which is finite for one token.
+    The variance is that of the population, which is finite for one token. `keeps_mean`: the mean is left as it was.
     """
     _, mean, variance = moments(x, mask)
-    return only(((x.double() - mean) * torch.rsqrt(variance + _EPSILON)).to(x.dtype), mask)
+    white = (x.double() - mean) * torch.rsqrt(variance + _EPSILON)
+    return only((white + mean if keeps_mean else white).to(x.dtype), mask)
 
 
 # --- losses: of each token, to be summed and divided by one count for all micro-batches and processes ---

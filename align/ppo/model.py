@@ -127,11 +127,41 @@ def _score(head: Any, states: Tensor) -> Tensor:
     return functional.linear(states, active.weight.float(), bias).squeeze(-1)
 
 
-@contextlib.contextmanager
-def without_adapter(policy: Any) -> Iterator[None]:
-    """A PEFT policy as it was before its adapter: the reference, where training started from a fresh adapter."""
+@torch.no_grad()
+def adapter_start(policy: Any) -> list[Tensor] | None:
+    """What is trained of a PEFT policy, as it is now, to be the reference for one that goes on with its adapter.
+
+    None for a fresh adapter, which changes nothing: leaving it away is the same, and costs less.
+    """
+    policy.eval()
+    ids = torch.arange(min(8, policy.config.vocab_size), device=policy.device)[None]
+    present = policy(input_ids=ids, use_cache=False).logits
     with policy.disable_adapter():
+        is_fresh = torch.equal(present, policy(input_ids=ids, use_cache=False).logits)
+    return None if is_fresh else [p.clone() for p in policy.parameters() if p.requires_grad]
+
+
+@contextlib.contextmanager
+def without_adapter(policy: Any, start: list[Tensor] | None = None) -> Iterator[None]:
+    """A PEFT policy as it was when training began: without its adapter, or with the adapter of the start.
+
+    Args:
+        policy: a PEFT model.
+        start: see `adapter_start`.
+    """
+    if start is None:
+        with policy.disable_adapter():
+            yield
+        return
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    present = [parameter.data for parameter in trained]
+    for parameter, before in zip(trained, start, strict=True):
+        parameter.data = before.to(parameter.device, parameter.dtype)
+    try:
         yield
+    finally:
+        for parameter, now in zip(trained, present, strict=True):
+            parameter.data = now
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -29,6 +29,7 @@ class Rollout:
     old_values: Tensor  # (B, T)
     advantages: Tensor  # (B, T) whitened where that was asked for
     returns: Tensor  # (B, T)
+    ref_logp: Tensor | None = None  # (B, T) where the loss has a divergence from the reference
     weights: Tensor | None = None  # (B, T) importance weights, where the sampler was not the policy
     step: int = 0  # of the schedule, that comes next
 
@@ -100,18 +101,27 @@ def build(
     is_cut = torch.tensor([not sample.is_ended for sample in samples])
     policy_mask = mask & ~is_cut[:, None] if args.truncation == "mask" else mask
     kl = core.k1(logp, ref_logp, written)
-    rewards = core.token_rewards(kl, scores.scores, mask, kl_coef)
+    penalty = kl.abs() if args.kl_in_reward == "abs" else kl
+    own_coef = 0.0 if args.kl_in_reward == "none" else kl_coef
+    rewards = core.token_rewards(penalty, scores.scores, mask, own_coef)
+    if args.whiten_rewards:
+        rewards = core.whiten(rewards, mask, keeps_mean=True)
     after = torch.tensor([one.last_value for one in judged])
     bootstrap = torch.where(is_cut, after, 0.0) if args.truncation == "bootstrap" else None
     advantages, returns = _advantages(rewards, values, mask, lengths, bootstrap, args)
-    log = _facts(samples, written, mask, kl, logp, ref_logp, scores, kl_coef)
-    log |= _critic_facts(values, returns, advantages, mask)
+    log = _facts(samples, written, logp, scores) | _critic_facts(values, returns, advantages, mask)
+    non_score = -own_coef * float(penalty.sum(dim=1).mean())
+    log["objective/rlhf_reward"] = float(scores.scores[scores.is_usable].mean()) + non_score
+    if args.needs_reference:
+        log |= _distances(kl, core.k3(logp, ref_logp, written), written)
+        log |= {"objective/kl_coef": own_coef, "objective/non_score_reward": non_score}
     if args.whiten_advantages:
         advantages = core.whiten(advantages, policy_mask)
-    return (
-        Rollout(number, samples, schedule, mask, policy_mask, logp, values, advantages, returns),
-        log,
+    rollout = Rollout(
+        number, samples, schedule, mask, policy_mask, logp, values, advantages, returns
     )
+    rollout.ref_logp = ref_logp if args.kl_loss_coef else None
+    return rollout, log
 
 
 def _advantages(
@@ -135,41 +145,42 @@ def _advantages(
 
 
 def _facts(
-    samples: list[Sample],
-    written: Tensor,
-    mask: Tensor,
-    kl: Tensor,
-    logp: Tensor,
-    ref_logp: Tensor,
-    scores: Scores,
-    kl_coef: float,
+    samples: list[Sample], written: Tensor, logp: Tensor, scores: Scores
 ) -> dict[str, float]:
-    """What was written, how far from the reference, and what it was worth."""
-    tokens, rows = int(written.sum()), len(samples)
-    per_response = kl.sum(dim=1)
-    ended = [sample for sample in samples if sample.is_ended]
-    usable = scores.scores[scores.is_usable]
+    """What was written, and what it was worth."""
+    rows = len(samples)
+    raw = scores.raw[scores.is_usable]
     lengths = written.sum(dim=1).float()
-    non_score = -kl_coef * float(per_response.mean())
+    is_ended = torch.tensor([sample.is_ended for sample in samples])
+    number = int(is_ended.sum())
     return {
-        "objective/scores": float(usable.mean()),
-        "objective/scores_std": float(usable.std(unbiased=False)),
-        "objective/scores_min": float(usable.min()),
-        "objective/scores_max": float(usable.max()),
-        "objective/kl": float(per_response.mean()),
-        "objective/kl_per_token": float(kl.sum()) / tokens,
-        "objective/kl_k3": float(core.k3(logp, ref_logp, written).sum()) / tokens,
-        "objective/kl_coef": kl_coef,
-        "objective/non_score_reward": non_score,
-        "objective/rlhf_reward": float(usable.mean()) + non_score,
+        "objective/scores": float(raw.mean()),
+        "objective/scores_std": float(raw.std(unbiased=False)),
+        "objective/scores_min": float(raw.min()),
+        "objective/scores_max": float(raw.max()),
         "objective/entropy": -float(core.only(logp, written).sum()) / rows,
         "reward/missing": rows - int(scores.is_usable.sum()),
         "response/length_mean": float(lengths.mean()),
         "response/length_min": float(lengths.min()),
         "response/length_max": float(lengths.max()),
-        "response/eos_rate": len(ended) / rows,
+        "response/terminated_length_mean": float(lengths[is_ended].mean()),  # NaN where none ended
+        "response/eos_rate": number / rows,
+        "response/truncated_rate": 1 - number / rows,
+        "val/num_eos_tokens": number,
         "prompt/length_mean": sum(len(sample.prompt) for sample in samples) / rows,
         **scores.parts,
+    }
+
+
+def _distances(kl: Tensor, k3: Tensor, written: Tensor) -> dict[str, float]:
+    """How far the policy is from the reference."""
+    tokens = int(written.sum())
+    per_response = core.moments(kl.sum(dim=1), written.any(dim=1))
+    return {
+        "objective/kl": float(per_response.mean),
+        "objective/kl_stderr": float((per_response.variance / per_response.number) ** 0.5),
+        "objective/kl_per_token": float(kl.sum()) / tokens,
+        "objective/kl_k3": float(k3.sum()) / tokens,
     }
 
 
@@ -184,5 +195,6 @@ def _critic_facts(
         "val/return_std": float(back.variance**0.5),
         "val/advantage_mean": float(ahead.mean),
         "val/advantage_std": float(ahead.variance**0.5),
+        "val/advantage_abs_mean": float(core.moments(advantages.abs(), mask).mean),
         "val/explained_variance": float(core.explained_variance(values, returns, mask)),
     }

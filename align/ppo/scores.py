@@ -15,6 +15,7 @@ from align.ppo.config import PPOConfig
 class Scores(NamedTuple):
     """What each response is worth (B,) and which responses count."""
 
+    raw: Tensor  # as the reward said it
     scores: Tensor
     is_usable: Tensor  # bool; False where the reward said nothing
     parts: dict[str, float]  # means of what was added or taken, for the log
@@ -31,17 +32,20 @@ def shape(
         args: which of the steps, and their numbers.
         running: moments of all scores so far; those of this rollout are taken in.
     """
-    scores = torch.tensor(raw, dtype=torch.float32)
-    is_usable = torch.isfinite(scores)
-    scores = (core.only(scores, is_usable) - args.reward_bias) / args.reward_gain
+    said = torch.tensor(raw, dtype=torch.float32)
+    is_usable = torch.isfinite(said)
+    scores = (core.only(said, is_usable) - args.reward_bias) / args.reward_gain
     parts = {}
     is_cut = torch.tensor([not sample.is_ended for sample in samples])
     if args.truncation == "bootstrap":
         scores = torch.where(is_cut, torch.zeros(()), scores)
     if args.missing_eos_penalty is not None:
-        taken = args.missing_eos_penalty * is_cut.float()
-        scores = scores - taken
-        parts["reward/missing_eos_penalty"] = _mean(-taken, is_usable)
+        before = scores
+        if args.missing_eos_mode == "replace":
+            scores = torch.where(is_cut, -args.missing_eos_penalty, scores)
+        else:
+            scores = scores - args.missing_eos_penalty * is_cut.float()
+        parts["reward/missing_eos_penalty"] = _mean(scores - before, is_usable)
     if args.overlong_buffer:
         lengths = torch.tensor([len(sample.response) for sample in samples])
         penalty = core.overlong_penalty(
@@ -55,7 +59,7 @@ def shape(
         parts |= {"reward/running_mean": running.mean, "reward/running_std": running.std}
     if args.reward_clip is not None:
         scores = scores.clamp(-args.reward_clip, args.reward_clip)
-    return Scores(core.only(scores, is_usable), is_usable, parts)
+    return Scores(said, core.only(scores, is_usable), is_usable, parts)
 
 
 def _mean(x: Tensor, mask: Tensor) -> float:

@@ -22,13 +22,15 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from align.artifact import SAMPLES
-from align.ppo import core
+from align.ppo import core, inputs
+from align.ppo.alarms import Alarms
 from align.ppo.batches import pack
 from align.ppo.collect import Collector, Question, keep_samples, questions_of
 from align.ppo.config import PPOConfig
-from align.ppo.model import PolicyValue, disable_dropout, load_weights
+from align.ppo.model import PolicyValue, adapter_start, disable_dropout, load_weights
 from align.ppo.rollout import Rollout
 from align.ppo.sampling import GenerateSampler
 from align.ppo.update import Sums, TokenWeights, micro_loss, token_weights
@@ -50,6 +52,7 @@ class State:
     skipped_steps: int = 0
     coef: float = 0.0
     running: core.RunningMoments = field(default_factory=core.RunningMoments)
+    alarms: Alarms = field(default_factory=Alarms)
 
 
 class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
@@ -58,8 +61,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
     Args:
         policy: causal language model, or a PEFT model of one.
         value: sequence classifier with one label, the critic, or a PEFT model of one.
-        reference: a frozen copy of what the policy started from; None for a PEFT policy with a fresh adapter, which is
-            its own reference without the adapter.
+        reference: a frozen copy of what the policy started from; None for a PEFT policy, which is its own reference:
+            without its adapter where that is fresh, else with the adapter's weights of the start. None too where
+            nothing is asked of it (`PPOConfig.needs_reference`).
         tokenizer: the policy's.
         questions: to learn from.
         eval_questions: to evaluate on.
@@ -82,9 +86,15 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
     ) -> None:
         if reference is policy:
             raise ValueError("the reference is the policy itself: give a frozen copy of it")
-        if reference is None and not hasattr(policy, "disable_adapter"):
+        is_own = args.needs_reference and reference is None
+        if is_own and not hasattr(policy, "disable_adapter"):
             raise ValueError("a policy without an adapter needs a reference: a frozen copy of it")
         self.questions = list(questions)
+        every = [one.ids for one in (*self.questions, *(eval_questions or []))]
+        inputs.check(policy, value, tokenizer, every, args)
+        self.facts: dict[str, float] = {}  # of the whole run, told with its last numbers
+        self._bare = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+        self._generation_config = self._bare.generation_config  # a sampler puts its own there
         for model in (policy, value):  # or the first ratio is not 1
             disable_dropout(model)
         self.ppo = State(coef=args.kl_coef)
@@ -111,7 +121,11 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
             args.generation_batch_size,
             self._generating,
         )
-        self.collector = Collector(self.accelerator, args, tokenizer, reference, reward, sampler)
+        # Under ZeRO-3 no process has the weights to look at, and an adapter is taken for a fresh one.
+        start = adapter_start(policy) if is_own and not is_deepspeed_zero3_enabled() else None
+        self.collector = Collector(
+            self.accelerator, args, tokenizer, reference, reward, sampler, start
+        )
 
     # --- rollouts ---
 
@@ -132,14 +146,13 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
             self.model_wrapped, questions, state.rollouts, state.coef, state.running
         )
         controller = core.AdaptiveKL(state.coef, args.target_kl_per_sequence, args.kl_horizon)
-        controller.update(found.log["objective/kl"], len(found.answers))
+        controller.update(found.log.get("objective/kl", math.nan), len(found.answers))
         state.coef = controller.coef
+        state.alarms.hear_rollout(found.log, self.state.global_step, self.is_world_process_zero())
         for name, value in found.log.items():
             self._metrics[name].append(value)
         if self.is_world_process_zero() and args.log_samples:
-            keep_samples(
-                self.samples_path, found, args.log_samples, self.state.global_step
-            )
+            keep_samples(self.samples_path, found, args.log_samples, self.state.global_step)
         state.rollouts += 1
         state.episodes += len(found.answers)
         return found.rollout
@@ -211,6 +224,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
             numbers["val/first_ratio_off"] = total.farthest
         for name, value in numbers.items():
             self._metrics[name].append(value)
+        is_half = self.args.bf16 or self.args.fp16
+        told = self.is_world_process_zero()
+        self.ppo.alarms.hear_step(numbers, self.state.global_step, is_half, told)
 
     def _checked(self, model: Any, total: Sums, rollout: Rollout) -> Tensor:
         """The loss; a step that is broken teaches nothing, and a policy that went far enough leaves its rollout."""
@@ -278,6 +294,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         for name, part in (("policy", self.model.policy), ("value", self.model.value)):
             norm = self.accelerator.clip_grad_norm_(part.parameters(), self.args.max_grad_norm)
             self._metrics[f"grad_norm/{name}"].append(float(norm))
+            self.ppo.alarms.hear_gradient(
+                float(norm), self.state.global_step, self.is_world_process_zero()
+            )
             norms.append(torch.as_tensor(norm))
         return torch.linalg.vector_norm(torch.stack(norms))
 
@@ -326,6 +345,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
             logs["learning_rate"] = rates.get("policy", logs.get("learning_rate", math.nan))
             logs["learning_rate_value"] = rates.get("value", math.nan)
             logs["episode"] = self.ppo.episodes
+        if "train_runtime" in logs:  # the last numbers; `train` returns this very dictionary
+            logs |= self.facts | self.ppo.alarms.described()
         super().log(logs, start_time)
 
     # --- checkpoints ---
@@ -344,12 +365,23 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
                 for key, tensor in weights.items()
                 if key.startswith(f"{name}.")
             }
-            getattr(self.model, name).save_pretrained(folder, state_dict=own)
+            with self._own_generation_config():
+                getattr(self.model, name).save_pretrained(folder, state_dict=own)
             self.processing_class.save_pretrained(folder)
         if self.is_in_train:
             write_json(out / STATE, asdict(self.ppo))
             if self.rollout is not None:
                 self.rollout.save(out)
+
+    @contextlib.contextmanager
+    def _own_generation_config(self) -> Iterator[None]:
+        """The policy with the settings of generation that it came with, not those of the sampler."""
+        of_sampler = self._bare.generation_config
+        self._bare.generation_config = self._generation_config
+        try:
+            yield
+        finally:
+            self._bare.generation_config = of_sampler
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Both models' weights."""
@@ -370,7 +402,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         if not path.is_file():
             raise UserError(f"{checkpoint} is no checkpoint of PPO: {STATE} is missing")
         found = read_json(path)
-        self.ppo = State(**found | {"running": core.RunningMoments(**found["running"])})
+        running, alarms = core.RunningMoments(**found["running"]), Alarms(**found["alarms"])
+        self.ppo = State(**found | {"running": running, "alarms": alarms})
         self.rollout = Rollout.load(Path(checkpoint))
 
 

@@ -35,6 +35,8 @@ class Sums(NamedTuple):
     dual_clipped: float
     value_clipped: float
     entropy: float
+    entropy_loss: float
+    kl_loss: float
     farthest: float  # the highest |ρ − 1|, no sum
 
     @property
@@ -53,6 +55,8 @@ class Sums(NamedTuple):
         return {
             "loss/policy_avg": self.policy_loss,
             "loss/value_avg": self.value_loss,
+            "loss/entropy": self.entropy_loss,
+            "loss/kl": self.kl_loss,
             "policy/approxkl_avg": self.k2 / tokens,
             "policy/approxkl_k3": self.mean_k3,
             "policy/clipfrac_avg": (self.clipped_high + self.clipped_low) / tokens,
@@ -132,8 +136,15 @@ def micro_loss(
     entropy = torch.zeros_like(policy.loss)
     if scored.entropy is not None:
         entropy = core.only(scored.entropy, policy_mask)
+    entropy_loss = kl_loss = torch.zeros(())
     if args.entropy_coef:
-        loss = loss - args.entropy_coef * (entropy * at(weights.policy)).sum()
+        entropy_loss = -(entropy * at(weights.policy)).sum()
+        loss = loss + args.entropy_coef * entropy_loss
+    if rollout.ref_logp is not None:
+        old, ref = at(rollout.old_logp), at(rollout.ref_logp)
+        kl = core.kl_loss(scored.logp, old, ref, policy_mask, args.kl_loss_type)
+        kl_loss = (kl * at(weights.policy)).sum()
+        loss = loss + args.kl_loss_coef * kl_loss
     off = core.only(policy.ratio.detach() - 1, policy_mask)
     log_ratio = core.only(scored.logp.detach() - at(rollout.old_logp), policy_mask)
     sums = Sums(
@@ -150,6 +161,8 @@ def micro_loss(
         dual_clipped=_sum(policy.is_dual_clipped),
         value_clipped=_sum(is_value_clipped),
         entropy=_sum(entropy),
+        entropy_loss=_sum(entropy_loss),
+        kl_loss=_sum(kl_loss),
         farthest=float(off.abs().amax()),
     )
     return loss, sums

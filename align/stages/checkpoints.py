@@ -13,7 +13,9 @@ from typing import Any
 from align.artifact import METRICS, SAMPLES, Job
 from reward.looks import LOOKS
 
-_LOGS = "logs"  # a folder in a checkpoint that is made last: without it, the checkpoint is not complete
+_LOGS = (
+    "logs"  # a folder in a checkpoint that is made last: without it, the checkpoint is not complete
+)
 _KEPT = 2  # the last one may be half written when the process ends
 
 

@@ -29,20 +29,46 @@ def run(job: Job) -> None:
     tokenizer = chat_tokenizer(job)
     rows = Version.load(job.data)
     args = PPOConfig(**_arguments(job))
-    questions = read_questions(rows, tokenizer, args.max_prompt_length)
-    held_out = None
+    questions, left_out = read_questions(rows, tokenizer, args.max_prompt_length)
+    held_out, facts = None, {"prompt/number": len(questions), "prompt/left_out": left_out}
     if job.eval_data:
-        held_out = read_questions(Version.load(job.eval_data), tokenizer, args.max_prompt_length)
+        held_out, facts["prompt/held_out_left_out"] = read_questions(
+            Version.load(job.eval_data), tokenizer, args.max_prompt_length
+        )
     set_seed(args.seed)  # adapters begin with random weights
-    policy, value, reference = open_models(job, args)
+    policy, value, reference = open_models(job, args, tokenizer)
     assert job.reward is not None
     with watched(job) as callbacks, open_reward(job.reward) as reward:
         trainer = PPOTrainer(
             policy, value, reference, tokenizer, questions, reward, args, held_out,
             [ledger(job.out / METRICS), checkpoints.keeper(job), *callbacks],
         )  # fmt: skip
+        trainer.facts |= facts
+        if trainer.is_world_process_zero():
+            _tell(facts, args)
         trainer.samples_path = job.out / SAMPLES
         carry_out(trainer, job, "CAUSAL_LM", rows, started)
+
+
+def _tell(facts: dict[str, int], args: Any) -> None:
+    """Say what became of the prompts."""
+    prompts = facts["prompt/number"]
+    for name, kind in (
+        ("prompt/left_out", "prompts"),
+        ("prompt/held_out_left_out", "held-out prompts"),
+    ):
+        if number := facts.get(name):
+            print(
+                f"ppo: {number:,} {kind} are left out, which have more than ppo.args.{PROMPT_LIMIT}="
+                f"{args.max_prompt_length} tokens",
+                flush=True,
+            )
+    if prompts < args.rollout_batch_size:
+        print(
+            f"ppo: there are {prompts:,} prompts for the {args.rollout_batch_size:,} responses of a rollout, so each "
+            f"is answered about {args.rollout_batch_size / prompts:.2g} times in it",
+            flush=True,
+        )
 
 
 def _arguments(job: Job) -> dict[str, Any]:
@@ -52,21 +78,23 @@ def _arguments(job: Job) -> dict[str, Any]:
     return found
 
 
-def read_questions(rows: Version, tokenizer: Any, limit: int) -> list[Any]:
-    """The prompts of a data version that are not longer than `limit` tokens.
+def read_questions(rows: Version, tokenizer: Any, limit: int) -> tuple[list[Any], int]:
+    """The prompts of a data version that are not longer than `limit` tokens, and how many are longer.
 
     Raises:
         UserError: when none is left.
     """
     from align.ppo.collect import Question
 
-    found = []
+    found, left_out = [], 0
     for record in rows.records():
         assert isinstance(record, Prompt)
         ids = tokenizer.apply_chat_template(
             record.prompt, tools=record.tools, add_generation_prompt=True, return_dict=True
         )["input_ids"]
-        if len(ids) <= limit:
+        if len(ids) > limit:
+            left_out += 1
+        else:
             asked = Asked(record.prompt, record.tools, record.references, record.facts)
             found.append(Question(list(ids), asked))
     if not found:
@@ -74,11 +102,14 @@ def read_questions(rows: Version, tokenizer: Any, limit: int) -> list[Any]:
             f"every prompt has more than {PROMPT_LIMIT}={limit} tokens: raise ppo.args.{PROMPT_LIMIT}, or give shorter "
             "prompts"
         )
-    return found
+    return found, left_out
 
 
-def open_models(job: Job, args: Any) -> tuple[Any, Any, Any]:
-    """Policy, critic, and the policy's frozen copy: None with an adapter, without which the policy is that copy."""
+def open_models(job: Job, args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
+    """Policy, critic, and the policy's frozen copy.
+
+    That is None with an adapter, without which the policy is that copy, and where nothing is asked of it.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -88,9 +119,9 @@ def open_models(job: Job, args: Any) -> tuple[Any, Any, Any]:
     policy = AutoModelForCausalLM.from_pretrained(
         local_path(job.model, job.cache), revision=job.model.revision, dtype=dtype
     )
-    value = _critic(job, dtype)
+    value = _critic(job, dtype, tokenizer)
     if not is_adapted:
-        return policy, value, copy.deepcopy(policy)
+        return policy, value, copy.deepcopy(policy) if args.needs_reference else None
     from peft import get_peft_model
 
     adapted = get_peft_model(value, peft_config(job, "SEQ_CLS"))
@@ -100,11 +131,20 @@ def open_models(job: Job, args: Any) -> tuple[Any, Any, Any]:
     return get_peft_model(policy, peft_config(job, "CAUSAL_LM")), adapted, None
 
 
-def _critic(job: Job, dtype: Any) -> Any:
-    """A reward model to go on from, or the policy's own layers under a head of zeros: then V is 0 at first."""
-    import torch
-    from transformers import AutoModelForSequenceClassification
+def _critic(job: Job, dtype: Any, tokenizer: Any) -> Any:
+    """A reward model to go on from, or the policy's own layers under a head of zeros: then V is 0 at first.
 
+    Raises:
+        UserError: when the reward model reads other tokens than the policy writes.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    if job.value and AutoTokenizer.from_pretrained(job.value).get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"ppo.value={job.value} has another tokenizer than the policy, and a critic reads the policy's tokens: "
+            "leave ppo.value out, and the critic starts from the policy (as the reward, any reward model will do)"
+        )
     path = job.value or local_path(job.model, job.cache)
     revision = None if job.value else job.model.revision
     value = AutoModelForSequenceClassification.from_pretrained(

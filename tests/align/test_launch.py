@@ -21,3 +21,12 @@ def test_a_failure_says_what_is_kept_and_the_last_lines(tmp_path: Path) -> None:
     assert told.startswith("evaluate failed with exit code 3; the answers so far are kept. The end")
     assert told.endswith("    so far")
     assert "nothing was kept of it" in failure(tmp_path, code)
+
+
+def test_an_error_behind_a_progress_bar_is_told(tmp_path: Path) -> None:
+    """A bar ends without a newline, so that what is said next stands on its line."""
+    code = (
+        "import sys; sys.stderr.write('\\r  0%|          | 0/8 [00:00<?, ?it/s]error: it is too long\\n'"
+        "'\\r 12%|#         | 1/8 [00:02<00:09,  1.3s/it]\\n'); sys.exit(2)"
+    )
+    assert failure(tmp_path, code).startswith("evaluate: it is too long (log: ")

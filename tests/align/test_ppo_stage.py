@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from align.artifact import Job, Manifest
+from align.artifact import SAMPLES, Job, Manifest
 from align.plan import make_plan, preflight
-from align.ppo.trainer import SAMPLES, VALUE_MODEL
+from align.ppo.trainer import VALUE_MODEL
 from conf.entry import UserError
 from conf.schema import PPO, Align, Data, Model, Peft, Reward, Stage, Term
 

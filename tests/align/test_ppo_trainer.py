@@ -9,7 +9,8 @@ import ppo_toys as toys
 import pytest
 import torch
 
-from align.ppo.trainer import SAMPLES, VALUE_MODEL, PPOTrainer
+from align.artifact import SAMPLES
+from align.ppo.trainer import VALUE_MODEL, PPOTrainer
 from conf.entry import UserError
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11], [12, 13]]

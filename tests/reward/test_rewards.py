@@ -192,6 +192,9 @@ async def second(completions, **kwargs):
         await asyncio.sleep(0.001)
     return [None] + [10.0] * (len(completions) - 1)
 
+def endless(completions, **kwargs):
+    threading.Event().wait(60)
+
 async def slow(completions, **kwargs):
     await asyncio.sleep(60)
 
@@ -274,9 +277,19 @@ def test_a_function_that_fails_is_named(name: str, message: str) -> None:
 
 def test_a_function_that_takes_too_long_is_ended() -> None:
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"my_rewards:slow took longer than 0\.05 s"):
-        worth(reward_of(t=own_term("slow", timeout=0.05)))
+    for name in ("slow", "endless"):
+        with pytest.raises(UserError, match=rf"my_rewards:{name} took longer than 0\.05 s"):
+            worth(reward_of(t=own_term(name, timeout=0.05)))
     assert time.monotonic() - start < 30
+
+
+def test_a_plain_function_may_have_a_limit_too() -> None:
+    assert (
+        worth(reward_of(t=own_term("brevity", timeout=30))).total
+        == worth(reward_of(t=own_term("brevity"))).total
+    )
+    with pytest.raises(UserError, match=r"failed in .*my_rewards\.py:\d+: KeyError: 'solution'"):
+        worth(reward_of(t=own_term("failing", timeout=30)))
 
 
 def test_nan_of_a_function_is_a_gap() -> None:
