@@ -80,7 +80,6 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
     adam_epsilon: float = 1e-5
 
     # --- what is watched ---
-    eval_temperature: float = 1.0
     log_samples: int = 4  # responses of each rollout that are kept in samples.jsonl
     entropy_every: int = 1  # optimizer steps between two measurements of the entropy
 
