@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from align.ppo import core
+from align.ppo import core, parity
 from align.ppo.batches import Sample
 from align.ppo.config import PPOConfig
 from align.ppo.scores import Scores
@@ -106,11 +106,14 @@ def build(
     advantages, returns = _advantages(rewards, values, mask, lengths, bootstrap, args)
     log = _facts(samples, written, mask, kl, logp, ref_logp, scores, kl_coef)
     log |= _critic_facts(values, returns, advantages, mask)
+    weights, weighed = parity.weights(samples, logp, written, args)
     if args.whiten_advantages:
         advantages = core.whiten(advantages, policy_mask)
     return (
-        Rollout(number, samples, schedule, mask, policy_mask, logp, values, advantages, returns),
-        log,
+        Rollout(
+            number, samples, schedule, mask, policy_mask, logp, values, advantages, returns, weights
+        ),
+        log | weighed,
     )
 
 

@@ -29,7 +29,7 @@ from align.ppo.collect import Collector, Question, keep_samples, questions_of
 from align.ppo.config import PPOConfig
 from align.ppo.model import PolicyValue, disable_dropout, load_weights
 from align.ppo.rollout import Rollout
-from align.ppo.sampling import GenerateSampler
+from align.ppo.sampling import open_sampler
 from align.ppo.update import Sums, TokenWeights, micro_loss, token_weights
 from conf.entry import UserError
 from reward.answers import Answer
@@ -102,14 +102,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
             reference.eval().requires_grad_(False).to(self.args.device)
         self.optimizer: Any
         self.control: Any
-        sampler = GenerateSampler(
-            policy,
-            tokenizer,
-            args.temperature,
-            args.max_new_tokens,
-            args.generation_batch_size,
-            self._generating,
-        )
+        sampler = open_sampler(policy, tokenizer, args, self.accelerator, self._generating)
         self.collector = Collector(self.accelerator, args, tokenizer, reference, reward, sampler)
 
     # --- rollouts ---
