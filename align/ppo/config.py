@@ -31,7 +31,7 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
     vllm_url: str | None = None  # of a server that is running, `http://HOST:PORT`
     vllm_timeout: float = 600.0  # seconds for one answer of it; its first may take a minute
     vllm_sync_dir: str | None = None  # folder that both see, for the weights; None: output_dir
-    sampler_tolerance: float = 0.05  # mean |Δ log p| of a token, engine against trainer, in nats
+    sampler_tolerance: float = 0.1  # mean |Δ log p| of a token, engine against trainer, in nats
     # what a token weighs that the engine drew with another probability than the trainer gives it: `truncate`, their
     # ratio, at most the cap; `mask`, their ratio, or nothing where it is beyond the cap or below its inverse; `none`, 1
     importance_correction: str = "truncate"

@@ -24,7 +24,12 @@ from conf.entry import UserError
 
 NAN = math.nan
 SIZE = 32
-PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11], [12, 13]]
+PROMPTS = [
+    [3, 4, 5],
+    [6],
+    [7, 8, 9, 10, 11],
+    list(range(2, 30)) + list(range(2, 14)),
+]  # the last fills a cache block
 
 
 def peaked(seed: int = 0) -> tuple[Any, Any, Any]:
@@ -52,7 +57,7 @@ def trainer(out: Path, url: str, is_adapted: bool = False, **given: Any) -> PPOT
         "vllm_url": url,
         "num_rollouts": 2,
         "rollout_batch_size": 8,
-        "max_prompt_length": 8,
+        "max_prompt_length": 48,
         "temperature": 0.7,
     }
     return PPOTrainer(
@@ -334,7 +339,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [
         python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "model"), "--host", "127.0.0.1",
         "--port", str(port), "--dtype", "float32", "--max-model-len", "64", "--logprobs-mode", "processed_logprobs",
-        "--enforce-eager",
+        "--enforce-eager", "--block-size", "32",
     ]  # fmt: skip
     environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
