@@ -28,6 +28,13 @@ def seed_of(seed: int, prompt: Prompt | Asked, index: int) -> int:
     return int(content_key([seed, prompt.prompt, prompt.tools, index]), 16)
 
 
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a completion: those that the model names, and the tokenizer's."""
+    own = model.generation_config.eos_token_id
+    ends = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id}
+    return sorted(end for end in ends if end is not None)
+
+
 class Generator:
     """A model that completes prompts under one setting of temperature, top_p and length.
 
@@ -47,9 +54,7 @@ class Generator:
     ) -> None:
         from transformers import GenerationConfig
 
-        own = model.generation_config.eos_token_id
-        ends = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id}
-        self._ends = sorted(end for end in ends if end is not None)
+        self._ends = end_tokens(model, tokenizer)
         self._pad = tokenizer.pad_token_id
         self._model = model
         self._tokenizer = tokenizer

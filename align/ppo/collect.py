@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from align.ppo import batches, core
+from align.ppo import batches, core, parity
 from align.ppo.batches import Sample, pack, shuffled
 from align.ppo.config import PPOConfig
 from align.ppo.model import token_logp, without_adapter
@@ -25,6 +25,8 @@ from reward.command import line_of
 from reward.prompts import Asked
 from reward.rewards import Worth
 from reward.store import content_key
+
+_TRIED = 4  # responses that show whether an engine draws from the policy
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Collector:
         self._accelerator, self._args, self._tokenizer = accelerator, args, tokenizer
         self._reference, self._reward = reference, reward
         self._rank, self._processes = accelerator.process_index, accelerator.num_processes
+        self._is_tried = args.engine == "generate"  # it is the policy: there is nothing to compare
 
     def collect(
         self,
@@ -93,10 +96,11 @@ class Collector:
             running: moments of all scores so far; this rollout's are taken in.
 
         Raises:
-            UserError: when the reward says nothing of any response.
+            UserError: when the reward says nothing of any response, or the engine does not draw from the policy.
         """
+        if not self._is_tried:
+            self._try_sampler(model, questions[:_TRIED])
         args, times = self._args, [time.monotonic()]
-        self.sampler.sync()
         samples = self.drawn(questions, ["rollout", number])
         times.append(time.monotonic())
         steps = schedule(number, len(samples), args)
@@ -105,6 +109,7 @@ class Collector:
             micro for step in steps[: args.num_mini_batches] for micro in self._cut(step, samples)
         ]
         judged = self._judged(model, samples, plan, args.needs_reference)
+        gap = parity.checked(samples, [one.logp for one in judged], args)
         times.append(time.monotonic())
         worth, answers = self.worths(questions, samples)
         scores = shape(worth.total, samples, args, running)
@@ -115,6 +120,7 @@ class Collector:
             )
         times.append(time.monotonic())
         rollout, log = build(number, samples, steps, judged, scores, kl_coef, args)
+        log |= gap.described() if gap else {}
         log |= _reward_facts(worth) | _speed(times, samples, plan)
         kl = None
         if args.needs_reference:
@@ -122,11 +128,19 @@ class Collector:
         return Collected(rollout, log, answers, worth, kl)
 
     def drawn(self, questions: Sequence[Question], salt: list[Any]) -> list[Sample]:
-        """A response to each question. Its seed follows from the run's, `salt` and its place."""
+        """A response to each question by the present weights, with a seed from the run's, `salt` and its place."""
+        self.sampler.sync()
         mine = range(self._rank, len(questions), self._processes)
         seeds = [int(content_key([self._args.seed, *salt, place]), 16) for place in mine]
         own = self.sampler.sample([questions[place].ids for place in mine], seeds) if mine else []
         return self._gathered(dict(zip(mine, own, strict=True)))
+
+    def _try_sampler(self, model: Any, questions: Sequence[Question]) -> None:
+        """Draw a few responses with an engine of its own, before a whole rollout is waited for."""
+        samples = self.drawn(questions, ["parity"])
+        judged = self._judged(model, samples, self._cut(range(len(samples)), samples), False)
+        parity.checked(samples, [one.logp for one in judged], self._args)
+        self._is_tried = True
 
     def worths(
         self, questions: Sequence[Question], samples: Sequence[Sample]

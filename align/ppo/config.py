@@ -25,6 +25,17 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
     max_new_tokens: int = 128  # of a response
     temperature: float = 1.0
     generation_batch_size: int = 32  # prompts that are continued together
+    engine: str = (
+        "generate"  # what writes the responses: the policy's own `generate`, or a `vllm` server
+    )
+    vllm_url: str | None = None  # of a server that is running, `http://HOST:PORT`
+    vllm_timeout: float = 600.0  # seconds for one answer of it; its first may take a minute
+    vllm_sync_dir: str | None = None  # folder that both see, for the weights; None: output_dir
+    sampler_tolerance: float = 0.1  # mean |Δ log p| of a token, engine against trainer, in nats
+    # what a token weighs that the engine drew with another probability than the trainer gives it: `truncate`, their
+    # ratio, at most the cap; `mask`, their ratio, or nothing where it is beyond the cap or below its inverse; `none`, 1
+    importance_correction: str = "truncate"
+    importance_cap: float = 2.0
 
     # --- reward ---
     kl_coef: float = 0.05  # β of the divergence from the reference, a part of the reward
@@ -123,6 +134,7 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
             self.target_kl_per_sequence,
             "null when kl_coef=0 or kl_in_reward=none: it is β that follows the target",
         )
+        _require_engine(self)
         _require(
             self.gradient_accumulation_steps == 1,
             "gradient_accumulation_steps",
@@ -183,6 +195,25 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
         """The learning rate of the critic."""
         own = self.value_learning_rate
         return 3 * self.learning_rate if own is None else own
+
+
+def _require_engine(args: PPOConfig) -> None:
+    """Refuse an engine that cannot be meant."""
+    engine, correction = args.engine, args.importance_correction
+    _require(engine in ("generate", "vllm"), "engine", engine, "generate or vllm")
+    if engine == "vllm":
+        is_address = args.vllm_url is not None and args.vllm_url.startswith(("http://", "https://"))
+        _require(is_address, "vllm_url", args.vllm_url, "the server's address, http://HOST:PORT")
+    else:
+        is_unused = args.vllm_url is None
+        _require(is_unused, "vllm_url", args.vllm_url, "left out, or ppo.args.engine be vllm")
+    corrections = ("none", "truncate", "mask")
+    _require(
+        correction in corrections, "importance_correction", correction, "none, truncate or mask"
+    )
+    _require(args.importance_cap >= 1, "importance_cap", args.importance_cap, "at least 1")
+    for name in ("sampler_tolerance", "vllm_timeout"):
+        _require(getattr(args, name) > 0, name, getattr(args, name), "above 0")
 
 
 def _require(is_fine: bool, name: str, value: object, wanted: str) -> None:

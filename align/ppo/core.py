@@ -263,13 +263,23 @@ def value_loss(
     return only(0.5 * loss, mask), is_clipped
 
 
-def importance_weights(logp: Tensor, sampler_logp: Tensor, mask: Tensor, most: float) -> Tensor:
+def importance_weights(
+    logp: Tensor, sampler_logp: Tensor, mask: Tensor, most: float, is_dropped: bool = False
+) -> Tensor:
     """π_old / sampler of each token (B, T), at most `most`: for a sampler whose numbers differ from the trainer's.
 
     A token for which the sampler gave no number weighs 1.
+
+    Args:
+        logp, sampler_logp, mask: (B, T).
+        most: the cap.
+        is_dropped: a token beyond `most` or below its inverse weighs nothing, instead of being cut to `most`.
     """
     log_ratio = only(logp - sampler_logp, mask).clamp(-_MOST_LOG_RATIO, _MOST_LOG_RATIO)
-    return only(torch.nan_to_num(log_ratio, nan=0.0).exp().clamp(max=most), mask)
+    weights = torch.nan_to_num(log_ratio, nan=0.0).exp()
+    if is_dropped:
+        weights = only(weights, (weights <= most) & (weights >= 1 / most))
+    return only(weights.clamp(max=most), mask)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Policy and critic as one module, so that one engine trains, shards and saves both."""
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -183,3 +184,37 @@ def load_weights(model: Any, folder: Path) -> None:
         return
     saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
     model.load_state_dict(saved.state_dict())
+
+
+@torch.no_grad()
+def merged_weights(policy: Any) -> dict[str, Tensor]:
+    """The weights of the whole model by their names, an adapter's merged into copies.
+
+    Merging in place and undoing it would round the frozen weights a little each time, and with them the reference.
+    """
+    if not hasattr(policy, "peft_config"):
+        weights: dict[str, Tensor] = policy.state_dict()
+        return weights
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    model = policy.get_base_model()
+    found: dict[str, Tensor] = {}
+    adapted: list[str] = []
+    for name, layer in model.named_modules():
+        if name.startswith(tuple(adapted)):  # a part of one that was merged
+            continue
+        if isinstance(layer, BaseTunerLayer):
+            copied = copy.deepcopy(layer).float()
+            with torch.autocast(next(copied.parameters()).device.type, enabled=False):
+                copied.merge()
+            whole = copied.get_base_layer()
+        elif isinstance(layer, ModulesToSaveWrapper):
+            whole = layer.modules_to_save[layer.active_adapter]
+        else:
+            continue
+        adapted.append(f"{name}.")
+        for key, tensor in whole.state_dict().items():
+            found[f"{name}.{key}"] = tensor.to(policy.dtype)
+    rest = model.state_dict().items()
+    return found | {key: x for key, x in rest if not key.startswith(tuple(adapted))}

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from align.ppo import core
+from align.ppo import core, parity
 from align.ppo.batches import Sample
 from align.ppo.config import PPOConfig
 from align.ppo.scores import Scores
@@ -115,13 +115,14 @@ def build(
     if args.needs_reference:
         log |= _distances(kl, core.k3(logp, ref_logp, written), written)
         log |= {"objective/kl_coef": own_coef, "objective/non_score_reward": non_score}
+    weights, weighed = parity.weights(samples, logp, written, args)
     if args.whiten_advantages:
         advantages = core.whiten(advantages, policy_mask)
     rollout = Rollout(
-        number, samples, schedule, mask, policy_mask, logp, values, advantages, returns
+        number, samples, schedule, mask, policy_mask, logp, values, advantages, returns, weights
     )
     rollout.ref_logp = ref_logp if args.kl_loss_coef else None
-    return rollout, log
+    return rollout, log | weighed
 
 
 def _advantages(

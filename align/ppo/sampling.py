@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from align.ppo.batches import Sample
+from align.ppo.config import PPOConfig
 from evals.generate import Generator
 
 
@@ -12,7 +13,7 @@ class Sampler(Protocol):
     """An engine that writes responses with the policy's present weights."""
 
     def sync(self) -> None:
-        """Take over the policy's weights; called once before each rollout."""
+        """Take over the policy's weights; called on every process, before responses are drawn."""
 
     def sample(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Sample]:
         """A response to each prompt, drawn with the seed of its own."""
@@ -75,3 +76,36 @@ class GenerateSampler:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+def open_sampler(
+    policy: Any,
+    tokenizer: Any,
+    args: PPOConfig,
+    accelerator: Any,
+    around: Callable[[], AbstractContextManager[Any]],
+) -> Sampler:
+    """The engine that `args` names.
+
+    Args:
+        policy: causal language model, or a PEFT model of one.
+        tokenizer: the policy's.
+        args: `engine`, and what is drawn how.
+        accelerator: of the trainer.
+        around: a context in which the policy's weights are whole and may generate.
+
+    Raises:
+        UserError: when there is no such server, or it cannot write as long as is asked for.
+    """
+    if args.engine == "vllm":
+        from align.ppo.vllm import VLLMSampler
+
+        return VLLMSampler(policy, tokenizer, args, accelerator, around)
+    return GenerateSampler(
+        policy,
+        tokenizer,
+        args.temperature,
+        args.max_new_tokens,
+        args.generation_batch_size,
+        around,
+    )

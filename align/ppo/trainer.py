@@ -32,7 +32,7 @@ from align.ppo.collect import Collector, Question, keep_samples, questions_of
 from align.ppo.config import PPOConfig
 from align.ppo.model import PolicyValue, adapter_start, disable_dropout, load_weights
 from align.ppo.rollout import Rollout
-from align.ppo.sampling import GenerateSampler
+from align.ppo.sampling import open_sampler
 from align.ppo.update import Sums, TokenWeights, micro_loss, token_weights
 from conf.entry import UserError
 from reward.answers import Answer
@@ -113,14 +113,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         self.samples_path = Path(args.output_dir) / SAMPLES
         self.optimizer: Any
         self.control: Any
-        sampler = GenerateSampler(
-            policy,
-            tokenizer,
-            args.temperature,
-            args.max_new_tokens,
-            args.generation_batch_size,
-            self._generating,
-        )
+        sampler = open_sampler(policy, tokenizer, args, self.accelerator, self._generating)
         # Under ZeRO-3 no process has the weights to look at, and an adapter is taken for a fresh one.
         start = adapter_start(policy) if is_own and not is_deepspeed_zero3_enabled() else None
         self.collector = Collector(
