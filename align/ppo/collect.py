@@ -121,7 +121,8 @@ class Collector:
         """A response to each question. Its seed follows from the run's, `salt` and its place."""
         mine = range(self._rank, len(questions), self._processes)
         seeds = [int(content_key([self._args.seed, *salt, place]), 16) for place in mine]
-        own = self.sampler.sample([questions[place].ids for place in mine], seeds) if mine else []
+        # Also with none: all processes gather the weights together.
+        own = self.sampler.sample([questions[place].ids for place in mine], seeds)
         return self._gathered(dict(zip(mine, own, strict=True)))
 
     def worths(

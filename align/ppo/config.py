@@ -85,6 +85,8 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
             UserError: naming the argument.
         """
         super().__post_init__()
+        if self.ddp_find_unused_parameters is None:  # a step uses all of both models
+            self.ddp_find_unused_parameters = False
         for name in (
             "num_rollouts",
             "rollout_batch_size",

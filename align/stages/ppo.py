@@ -1,12 +1,12 @@
 """PPO: a policy moved toward a reward, kept near where it started."""
 
-import copy
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from align.artifact import Job
+from align.ppo.sharding import writable
 from align.ppo.trainer import SAMPLES
 from align.stages.common import METRICS, arguments, carry_out, chat_tokenizer, ledger, peft_config
 from align.stages.probe import watched
@@ -94,17 +94,20 @@ def open_models(job: Job, args: Any) -> tuple[Any, Any, Any]:
     is_adapted = job.peft.method != "none"
     # Frozen weights need no more than bfloat16; adapters, and weights that are all trained, are float32.
     dtype = torch.bfloat16 if is_adapted and args.bf16 else torch.float32
-    policy = AutoModelForCausalLM.from_pretrained(
-        local_path(job.model, job.cache), revision=job.model.revision, dtype=dtype
-    )
-    value = _critic(job, dtype)
+
+    def opened() -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            local_path(job.model, job.cache), revision=job.model.revision, dtype=dtype
+        )
+
+    policy, value = opened(), _critic(job, dtype)
     if not is_adapted:
-        return policy, value, copy.deepcopy(policy)
+        return policy, value, opened()  # no copy of the policy, whose weights ZeRO-3 has split
     from peft import get_peft_model
 
     adapted = get_peft_model(value, peft_config(job, "SEQ_CLS"))
     for parameter in adapted.parameters():  # most updates of the head are too small for bfloat16
-        if parameter.requires_grad:
+        if parameter.requires_grad and not job.deepspeed:  # which keeps float32 of what it trains
             parameter.data = parameter.data.float()
     return get_peft_model(policy, peft_config(job, "CAUSAL_LM")), adapted, None
 
@@ -120,5 +123,6 @@ def _critic(job: Job, dtype: Any) -> Any:
         path, revision=revision, num_labels=1, dtype=dtype
     )
     if not job.value:
-        torch.nn.init.zeros_(value.score.weight)
+        with writable(value.score.parameters()):
+            torch.nn.init.zeros_(value.score.weight)
     return value
