@@ -77,6 +77,7 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
     num_train_epochs: float = 1.0
     gradient_accumulation_steps: int = 1
     remove_unused_columns: bool = False
+    ddp_find_unused_parameters: bool | None = False  # a step uses all of both models
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing, before anything is loaded.
@@ -85,8 +86,6 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
             UserError: naming the argument.
         """
         super().__post_init__()
-        if self.ddp_find_unused_parameters is None:  # a step uses all of both models
-            self.ddp_find_unused_parameters = False
         for name in (
             "num_rollouts",
             "rollout_batch_size",

@@ -32,33 +32,37 @@ def require_that_weights_are_saved(accelerator: Any) -> None:
 
 
 def frozen(reference: Any, accelerator: Any) -> Any:
-    """The reference, ready to judge: on each device whole, in the format of the policy; under ZeRO-3 split like it."""
+    """The reference, ready to judge. Under DeepSpeed in an engine of its own, so that its format is the policy's.
+
+    Under ZeRO-3 it is split as the policy is, else whole on each device.
+    """
     reference.eval().requires_grad_(False)
-    stage = zero_stage(accelerator)
-    if stage == 0:
+    if zero_stage(accelerator) == 0:
         return reference.to(accelerator.device)
-    plugin = accelerator.state.deepspeed_plugin
-    if stage < 3:  # DeepSpeed trains without autocast, in weights of this format
-        return reference.to(accelerator.device, plugin.hf_ds_config.dtype())
     import deepspeed
 
-    engine, *_ = deepspeed.initialize(model=reference, config=_without_training(plugin))
+    config = _without_training(accelerator.state.deepspeed_plugin.deepspeed_config)
+    engine, *_ = deepspeed.initialize(model=reference, config=config)
     engine.eval()
     return engine
 
 
-def _without_training(plugin: Any) -> dict[str, Any]:
-    """A configuration without what trains, and without what is yet to be filled in."""
-    config = {
-        key: dict(value) if isinstance(value, dict) else value
-        for key, value in plugin.deepspeed_config.items()
-        if key not in ("optimizer", "scheduler") and value != "auto"
+def _without_training(config: dict[str, Any]) -> dict[str, Any]:
+    """What judging needs of a configuration: nothing of the optimizer, nothing that is yet to be filled in."""
+    kept = _filled({key: config[key] for key in config if key not in ("optimizer", "scheduler")})
+    zero = kept["zero_optimization"]
+    zero.pop("offload_optimizer", None)
+    if zero["stage"] < 3:  # these split what an optimizer holds
+        kept["zero_optimization"] = {"stage": 0}
+    return kept | {"train_micro_batch_size_per_gpu": 1}
+
+
+def _filled(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _filled(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if value != "auto"
     }
-    own = config["zero_optimization"]
-    config["zero_optimization"] = {
-        key: value for key, value in own.items() if key != "offload_optimizer" and value != "auto"
-    }
-    return config | {"train_micro_batch_size_per_gpu": 1}
 
 
 @contextlib.contextmanager
@@ -101,6 +105,28 @@ def _restore_hooks(offload: Any) -> None:
     if not coordinator.is_invalid_trace():
         coordinator._invalidate_trace()
     offload._register_deepspeed_module(offload.module)
+
+
+@contextlib.contextmanager
+def loaded_whole(args: Any) -> Iterator[None]:
+    """Let models that are read meanwhile be whole: ZeRO-3 would split them too, and a reward model has no engine.
+
+    Args:
+        args: the trainer's, which turn DeepSpeed on for all that is read after them.
+    """
+    from transformers.integrations.deepspeed import (
+        set_hf_deepspeed_config,
+        unset_hf_deepspeed_config,
+    )
+
+    if not args.deepspeed:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(args.hf_deepspeed_config)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,13 @@
 """PPO: a policy moved toward a reward, kept near where it started."""
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from align.artifact import Job
-from align.ppo.sharding import writable
+from align.ppo.sharding import loaded_whole, writable
 from align.ppo.trainer import SAMPLES
 from align.stages.common import METRICS, arguments, carry_out, chat_tokenizer, ledger, peft_config
 from align.stages.probe import watched
@@ -35,7 +36,9 @@ def run(job: Job) -> None:
         held_out = read_questions(Version.load(job.eval_data), tokenizer, args.max_prompt_length)
     policy, value, reference = open_models(job, args)
     assert job.reward is not None
-    with watched(job) as callbacks, open_reward(job.reward) as reward:
+    with watched(job) as callbacks, contextlib.ExitStack() as stack:
+        with loaded_whole(args):
+            reward = stack.enter_context(open_reward(job.reward))
         trainer = PPOTrainer(
             policy, value, reference, tokenizer, questions, reward, args, held_out,
             [ledger(job.out / METRICS), *callbacks],
@@ -106,8 +109,9 @@ def open_models(job: Job, args: Any) -> tuple[Any, Any, Any]:
     from peft import get_peft_model
 
     adapted = get_peft_model(value, peft_config(job, "SEQ_CLS"))
-    for parameter in adapted.parameters():  # most updates of the head are too small for bfloat16
-        if parameter.requires_grad and not job.deepspeed:  # which keeps float32 of what it trains
+    # Most updates of the head are too small for bfloat16; and ZeRO-3 wants one format of all that is trained.
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return get_peft_model(policy, peft_config(job, "CAUSAL_LM")), adapted, None
 

@@ -1,4 +1,4 @@
-"""PPO on a toy, as each of several processes does it: `python -m ppo_ranks zero3 FOLDER`, through torchrun."""
+"""PPO on a toy, as each of several processes does it: `python -m ppo_ranks FOLDER`, through torchrun."""
 
 import contextlib
 import sys
@@ -12,8 +12,10 @@ import yaml
 
 from align.ppo.trainer import PPOTrainer
 from conf.choices import CONF_DIR
+from conf.entry import UserError
 from reward.store import write_json
 
+KINDS = ["ddp", "zero2", "zero3"]
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11], [12, 13]]
 STEP = 6  # of a checkpoint in the middle of the second rollout
 # A micro-batch is one response. So of three, two processes take two and one; of one, one and none.
@@ -60,12 +62,17 @@ def make(name: str, out: Path, kind: str = "ddp") -> PPOTrainer:
     policy, value, reference = toys.models()
     if name == "lora":
         policy, value, reference = adapted(policy, "CAUSAL_LM"), adapted(value, "SEQ_CLS"), None
+    given: dict[str, Any] = RUNS.get(name, {"num_rollouts": 1, "rollout_batch_size": 6})
+    if name == "guard":
+        given |= {"ratio_threshold": 0.5}
+    elif name == "half":
+        given |= {"bf16": True, "num_ppo_epochs": 1, "num_mini_batches": 1}
     args = toys.settings(
         out,
         per_device_train_batch_size=1,
         max_grad_norm=100.0,  # never reached: DeepSpeed clips both models by one norm
         deepspeed=deepspeed_of(kind),
-        **RUNS[name],
+        **given,
     )
     return PPOTrainer(
         policy,
@@ -166,13 +173,37 @@ def failing_once(trainer: PPOTrainer, found: dict[str, Any]) -> Iterator[None]:
     sampler.sample = sample
 
 
+def guard(out: Path, kind: str) -> None:
+    """Take steps that the guard must not let pass, and write what each process saw in `out`."""
+    trainer = make("guard", out, kind)
+    before, told = whole(trainer), ""
+    try:
+        trainer.train()
+    except UserError as error:
+        told = str(error)
+    after = whole(trainer)
+    is_moved = any(not torch.equal(before[name], after[name]) for name in before)
+    found = {"moved": is_moved, "skipped": trainer.ppo.skipped_steps, "told": told}
+    write_json(out / f"guard_{trainer.args.process_index}.json", found)
+
+
+def half(out: Path, kind: str) -> None:
+    """Take one step in bfloat16."""
+    trainer = make("half", out, kind)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        write_json(out / "half.json", {"log": trainer.state.log_history})
+
+
 def main() -> None:
-    """Every run under one way of sharing."""
+    """Every run under every way of sharing."""
     import torch.distributed
 
-    kind, out = sys.argv[1], Path(sys.argv[2])
-    for name in RUNS:
-        run(name, out / name, kind)
+    for kind in KINDS:
+        for name in RUNS:
+            run(name, Path(sys.argv[1]) / kind / name, kind)
+        guard(Path(sys.argv[1]) / kind, kind)
+        half(Path(sys.argv[1]) / kind, kind)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

@@ -11,7 +11,7 @@ from typing import Any
 import ppo_ranks
 import pytest
 import torch
-from test_ppo_stage import ARGS
+from test_ppo_stage import ARGS, carried_out
 
 from align import launch
 from align.artifact import Job
@@ -22,7 +22,6 @@ from conf.entry import UserError
 from conf.schema import PPO, Align, Data, Launch, LaunchKind, Model, Peft, Reward, Term
 from reward.store import write_json
 
-KINDS = ["ddp", "zero2", "zero3"]
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None, reason="DeepSpeed builds a CPU extension with g++"
 )
@@ -45,19 +44,23 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     return {name: read(out / name) for name in ppo_ranks.RUNS}
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def shared(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, Path]:
-    """A way of sharing, and the folder of what two processes found with it."""
-    kind, out = request.param, tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what two processes found."""
+    out = tmp_path_factory.mktemp("together")
     argv = launch.command(
-        "ppo_ranks", [kind, str(out)], Launch(kind=LaunchKind.torchrun, nproc_per_node=2)
+        "ppo_ranks", [str(out)], Launch(kind=LaunchKind.torchrun, nproc_per_node=2)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{Path(__file__).parents[2]}:{Path(__file__).parent}")
-        launch.run(argv, kind, out / "log", processes=2)
-    return kind, out
+        launch.run(argv, "ranks", out / "log", processes=2)
+    return out
+
+
+@pytest.fixture(params=ppo_ranks.KINDS)
+def shared(request: pytest.FixtureRequest, together: Path) -> tuple[str, Path]:
+    """A way of sharing, and the folder of what two processes found with it."""
+    return request.param, together / request.param
 
 
 def logged(log: list[dict[str, float]], name: str) -> list[float]:
@@ -135,6 +138,23 @@ def test_zero3_gathers_the_policy_alone_and_survives_a_failure(shared: tuple[str
     assert (told["hooks"] > 0) == is_split
 
 
+def test_reference_and_policy_agree_in_bfloat16(shared: tuple[str, Path]) -> None:
+    """T8: DeepSpeed keeps some of a model in float32, and must do so in both."""
+    log = json.loads((shared[1] / "half.json").read_text())["log"]
+    assert log[0]["objective/kl"] == 0
+    assert log[0]["val/first_ratio_off"] == 0
+
+
+def test_a_broken_step_is_left_out_by_all_or_ends_the_run_of_all(shared: tuple[str, Path]) -> None:
+    kind, out = shared
+    for rank in (0, 1):
+        found = json.loads((out / f"guard_{rank}.json").read_text())
+        if kind == "ddp":
+            assert found == {"moved": False, "skipped": 4, "told": ""}
+        else:
+            assert "step 0: the loss is" in found["told"]
+
+
 def test_a_model_that_could_not_be_saved_is_not_trained() -> None:
     plugin = SimpleNamespace(zero_stage=3, deepspeed_config={"zero_optimization": {"stage": 3}})
     accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
@@ -142,15 +162,17 @@ def test_a_model_that_could_not_be_saved_is_not_trained() -> None:
         require_that_weights_are_saved(accelerator)
 
 
-def stage_losses(job: Job, folder: Path, processes: int) -> list[float]:
-    """Losses of the stage, run as a worker."""
-    job.out.mkdir(parents=True)
-    write_json(folder / "job.json", job.to_json(job.out))
-    kind = LaunchKind.torchrun if processes > 1 else LaunchKind.inline
-    argv = launch.command(
-        "align.worker", [str(folder / "job.json")], Launch(kind=kind, nproc_per_node=processes)
-    )
-    launch.run(argv, "ppo", folder / "ppo.log", processes)
+def stage_losses(job: Job, processes: int) -> list[float]:
+    """Losses of the stage, run here or by workers."""
+    if processes == 1:
+        carried_out(job)
+    else:
+        job.out.mkdir(parents=True)
+        given = job.out.parent / "job.json"
+        write_json(given, job.to_json(job.out))
+        several = Launch(kind=LaunchKind.torchrun, nproc_per_node=processes)
+        argv = launch.command("align.worker", [str(given)], several)
+        launch.run(argv, "ppo", job.out.parent / "ppo.log", processes)
     assert (job.out / "manifest.json").is_file()
     assert (job.out / VALUE_MODEL / "model.safetensors").is_file()
     rows = [json.loads(line) for line in (job.out / "metrics.jsonl").read_text().splitlines()]
@@ -159,19 +181,34 @@ def stage_losses(job: Job, folder: Path, processes: int) -> list[float]:
 
 def test_the_stage_loads_models_that_zero3_splits_at_once(tiny_model: Path, tmp_path: Path) -> None:
     """Models that are read while ZeRO-3 is on never were whole."""
+    judge = tmp_path / "judge"
+    saved_judge(tiny_model, judge)
     found = []
     for processes in (1, 2):
-        folder = tmp_path / str(processes)
         config = Align(name="test", model=Model(path=str(tiny_model)), stages=["ppo"])
         config.ppo = PPO(
             Data(source="demo:prompts", limit=8),
-            args=ARGS | {"use_cpu": True, "max_grad_norm": 100.0},
+            args=ARGS | {"use_cpu": True, "max_grad_norm": 1e4, "value_learning_rate": 1e-3},
             peft=Peft(),
-            reward=Reward({"brief": Term("length", 1.0, {"max_chars": 1})}),
+            reward=Reward({"judge": Term("model", 1.0, {"path": str(judge)})}),
+            value=str(judge),
         )
-        config.paths.root = str(folder)
+        config.paths.root = str(tmp_path / str(processes))
         config.deepspeed = ppo_ranks.deepspeed_of("zero3") if processes > 1 else None
-        found.append(stage_losses(make_plan(config).jobs[0], folder, processes))
+        found.append(stage_losses(make_plan(config).jobs[0], processes))
     assert len(found[0]) == ARGS["num_rollouts"]
     assert all(math.isfinite(loss) for loss in found[0])
     assert found[1] == pytest.approx(found[0], abs=2e-5)
+
+
+def saved_judge(model: Path, folder: Path) -> None:
+    """A reward model with a random head, which is reward and critic at once."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(0)
+    judge = AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=1, dtype=torch.float32
+    )
+    torch.nn.init.normal_(judge.score.weight, std=0.1)
+    judge.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
