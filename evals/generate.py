@@ -109,6 +109,7 @@ class Generator:
                 input_ids=torch.tensor(rows, device=device),
                 attention_mask=torch.tensor(is_token, device=device),
                 logits_processor=LogitsProcessorList(self._processors(seeds, device)),
+                synced_gpus=False,  # the weights are whole here, so no process waits for another
             )
         return [self._ended(ids) for ids in output[:, width:].tolist()]
 

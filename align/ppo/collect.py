@@ -132,7 +132,8 @@ class Collector:
         self.sampler.sync()
         mine = range(self._rank, len(questions), self._processes)
         seeds = [int(content_key([self._args.seed, *salt, place]), 16) for place in mine]
-        own = self.sampler.sample([questions[place].ids for place in mine], seeds) if mine else []
+        # Also with none: all processes gather the weights together.
+        own = self.sampler.sample([questions[place].ids for place in mine], seeds)
         return self._gathered(dict(zip(mine, own, strict=True)))
 
     def _try_sampler(self, model: Any, questions: Sequence[Question]) -> None:

@@ -98,6 +98,7 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
     num_train_epochs: float = 1.0
     gradient_accumulation_steps: int = 1
     remove_unused_columns: bool = False
+    ddp_find_unused_parameters: bool | None = False  # a step uses all of both models
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing, before anything is loaded.

@@ -16,7 +16,7 @@ class Sampler(Protocol):
         """Take over the policy's weights; called on every process, before responses are drawn."""
 
     def sample(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Sample]:
-        """A response to each prompt, drawn with the seed of its own."""
+        """A response to each prompt, drawn with the seed of its own. Every process calls it, even without a prompt."""
 
     def close(self) -> None:
         """Give back what the engine holds."""

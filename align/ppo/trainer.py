@@ -33,6 +33,7 @@ from align.ppo.config import PPOConfig
 from align.ppo.model import PolicyValue, adapter_start, disable_dropout, load_weights
 from align.ppo.rollout import Rollout
 from align.ppo.sampling import open_sampler
+from align.ppo.sharding import frozen, gathered, require_that_weights_are_saved, zero_stage
 from align.ppo.update import Sums, TokenWeights, micro_loss, token_weights
 from conf.entry import UserError
 from reward.answers import Answer
@@ -108,8 +109,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
             processing_class=tokenizer,
             callbacks=list(callbacks or []),
         )
+        require_that_weights_are_saved(self.accelerator)
         if reference is not None:
-            reference.eval().requires_grad_(False).to(self.args.device)
+            reference = frozen(reference, self.accelerator)
         self.samples_path = Path(args.output_dir) / SAMPLES
         self.optimizer: Any
         self.control: Any
@@ -125,9 +127,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
     @contextlib.contextmanager
     def _generating(self) -> Iterator[None]:
         """Mixed precision as in training, and under ZeRO-3 the policy's weights on every process."""
-        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
         with self.accelerator.autocast(), contextlib.ExitStack() as stack:
-            if plugin is not None and plugin.zero_stage == 3:
+            if zero_stage(self.accelerator) == 3:
                 stack.enter_context(gathered(self.model_wrapped, self.model.policy))
             yield
 
@@ -384,6 +385,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
 
     def _load_best_model(self) -> None:
         """The best checkpoint's weights, at the end of training."""
+        if self.is_deepspeed_enabled:  # which keeps its own
+            super()._load_best_model()
+            return
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -410,18 +414,3 @@ def _hold_policy(scheduler: Any, steps: int) -> None:
         if group.get("part") == "policy":
             scheduler.lr_lambdas[place] = held(scheduler.lr_lambdas[place])
             group["lr"] = 0.0
-
-
-@contextlib.contextmanager
-def gathered(engine: Any, policy: Any) -> Iterator[None]:
-    """Under ZeRO-3, the policy's weights whole on every process, and the engine's hooks off them meanwhile."""
-    import deepspeed
-    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus  # noqa: F401
-    from trl.models.utils import add_hooks, remove_hooks
-
-    with deepspeed.zero.GatheredParameters(list(policy.parameters())):
-        remove_hooks(engine)
-        try:
-            yield
-        finally:
-            add_hooks(engine)

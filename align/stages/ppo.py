@@ -1,10 +1,11 @@
 """PPO: a policy moved toward a reward, kept near where it started."""
 
-import copy
+import contextlib
 import time
 from typing import Any
 
 from align.artifact import METRICS, SAMPLES, Job
+from align.ppo.sharding import loaded_whole, writable
 from align.stages import checkpoints
 from align.stages.common import arguments, carry_out, chat_tokenizer, ledger, peft_config
 from align.stages.probe import watched
@@ -38,7 +39,9 @@ def run(job: Job) -> None:
     set_seed(args.seed)  # adapters begin with random weights
     policy, value, reference = open_models(job, args, tokenizer)
     assert job.reward is not None
-    with watched(job) as callbacks, open_reward(job.reward) as reward:
+    with watched(job) as callbacks, contextlib.ExitStack() as stack:
+        with loaded_whole(args):
+            reward = stack.enter_context(open_reward(job.reward))
         trainer = PPOTrainer(
             policy, value, reference, tokenizer, questions, reward, args, held_out,
             [ledger(job.out / METRICS), checkpoints.keeper(job), *callbacks],
@@ -116,16 +119,21 @@ def open_models(job: Job, args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
     is_adapted = job.peft.method != "none"
     # Frozen weights need no more than bfloat16; adapters, and weights that are all trained, are float32.
     dtype = torch.bfloat16 if is_adapted and args.bf16 else torch.float32
-    policy = AutoModelForCausalLM.from_pretrained(
-        local_path(job.model, job.cache), revision=job.model.revision, dtype=dtype
-    )
-    value = _critic(job, dtype, tokenizer)
+
+    def opened() -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            local_path(job.model, job.cache), revision=job.model.revision, dtype=dtype
+        )
+
+    policy, value = opened(), _critic(job, dtype, tokenizer)
     if not is_adapted:
-        return policy, value, copy.deepcopy(policy) if args.needs_reference else None
+        # No copy of the policy, whose weights ZeRO-3 has split.
+        return policy, value, opened() if args.needs_reference else None
     from peft import get_peft_model
 
     adapted = get_peft_model(value, peft_config(job, "SEQ_CLS"))
-    for parameter in adapted.parameters():  # most updates of the head are too small for bfloat16
+    # Most updates of the head are too small for bfloat16; and ZeRO-3 wants one format of all that is trained.
+    for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return get_peft_model(policy, peft_config(job, "CAUSAL_LM")), adapted, None
@@ -151,5 +159,6 @@ def _critic(job: Job, dtype: Any, tokenizer: Any) -> Any:
         path, revision=revision, num_labels=1, dtype=dtype
     )
     if not job.value:
-        torch.nn.init.zeros_(value.score.weight)
+        with writable(value.score.parameters()):
+            torch.nn.init.zeros_(value.score.weight)
     return value
