@@ -5,6 +5,7 @@ TRL's is imported by `theirs` alone, in a process of its own, from a folder that
     pip install --no-deps --target DIR trl==1.12.0
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from reward.store import content_key
 
 VERSION = "1.12.0"
 PAD, END, UNKNOWN = range(3)  # tokens; every other one is a word
+_SPREAD = 0.05  # of the weights
 _NEVER = -1e4  # a logit that is never drawn, and with which 0 · log 0 is still 0
 
 
@@ -113,7 +115,7 @@ def models(case: Case) -> Models:
             model = LlamaForSequenceClassification(config(num_labels=1))
         _draw(model, case.seed, salt)
         if salt == "policy":
-            _set_ends(model.lm_head.bias, case)
+            _set_ends(model.lm_head, case)
         found.append(model)
     policy, reference, value, reward = found
     return Models(policy, value, reference.eval(), reward.eval())
@@ -125,19 +127,24 @@ def _draw(model: Any, seed: int, salt: str) -> None:
         if parameter.dim() < 2:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             continue
-        width = 0.3 if name.startswith("score") else 0.05
+        width = 0.3 if name.startswith("score") else _SPREAD
         generator = torch.Generator().manual_seed(int(content_key([seed, salt, name]), 16) >> 1)
         parameter.normal_(std=width, generator=generator)
 
 
 @torch.no_grad()
-def _set_ends(bias: Any, case: Case) -> None:
-    """The pad is never drawn, the end about as often as asked: all other logits are near 0."""
-    bias[PAD] = _NEVER
-    bias[END] = _NEVER
+def _set_ends(head: Any, case: Case) -> None:
+    """The pad is never drawn, the end token as often as asked.
+
+    The states have a mean square of 1, so the other logits are about normal and their exponentials have the mean
+    exp(variance / 2).
+    """
+    head.bias[PAD] = head.bias[END] = _NEVER
     if case.end_probability:
         odds = case.end_probability / (1 - case.end_probability)
-        bias[END] = case.temperature * torch.tensor(odds * case.vocabulary).log()
+        variance = case.hidden * (_SPREAD / case.temperature) ** 2
+        head.weight[END] = 0.0
+        head.bias[END] = case.temperature * (math.log(odds * case.vocabulary) + variance / 2)
 
 
 def words(ids: Sequence[int]) -> str:
