@@ -45,6 +45,7 @@ class PolicyValue(nn.Module):
         wanted: Wanted = "both",
         temperature: float = 1.0,
         with_entropy: bool = False,
+        entropy_learns: bool = False,
     ) -> Scored:
         """Score the tokens at `ids[rows, cols + 1]` by the states at `cols` before them.
 
@@ -54,11 +55,14 @@ class PolicyValue(nn.Module):
             rows, cols: (N,) each.
             wanted: which of the two models to run.
             temperature: the logits are divided by it, as they were when the tokens were drawn.
-            with_entropy: also the entropy, with its gradient.
+            with_entropy: also the entropy.
+            entropy_learns: with its gradient, for which a second tensor of all logits is kept.
         """
         logp = entropy = values = None
         if wanted != "value":
-            logp, entropy = token_logp(self.policy, ids, rows, cols, temperature, with_entropy)
+            logp, entropy = token_logp(
+                self.policy, ids, rows, cols, temperature, with_entropy, entropy_learns
+            )
         if wanted != "policy":
             values = token_values(self.value, ids, rows, cols)
         return Scored(logp, entropy, values)
@@ -82,6 +86,7 @@ def token_logp(
     cols: Tensor,
     temperature: float = 1.0,
     with_entropy: bool = False,
+    entropy_learns: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities (N,) of the tokens after `cols`, and their distributions' entropies; see `PolicyValue.forward`.
 
@@ -89,11 +94,14 @@ def token_logp(
     """
     with _only_at(policy.get_output_embeddings(), rows, cols):
         logits = policy(input_ids=ids, use_cache=False).logits.float() / temperature  # (N, V)
-    total = logits.logsumexp(dim=-1)
-    logp = logits.gather(-1, ids[rows, cols + 1, None]).squeeze(-1) - total
+    # What is kept for the backward pass is one tensor of this size; `logsumexp` would keep another.
+    every = logits.log_softmax(dim=-1)
+    del logits
+    logp = every.gather(-1, ids[rows, cols + 1, None]).squeeze(-1)
     if not with_entropy:
         return logp, None
-    return logp, total - (logits.softmax(dim=-1) * logits).sum(dim=-1)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_learns):
+        return logp, -(every.exp() * every).sum(dim=-1)
 
 
 @contextlib.contextmanager

@@ -190,8 +190,11 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         args = self.args
         chosen = [rollout.samples[place] for place in places] or [rollout.samples[0]]
         batch = pack(chosen, self.processing_class.pad_token_id, args.device)
-        is_measured = self.state.global_step % args.entropy_every == 0 or args.entropy_coef != 0
-        scored = model(batch.ids, batch.rows, batch.cols, "both", args.temperature, is_measured)
+        entropy_learns = args.entropy_coef != 0
+        is_measured = entropy_learns or self.state.global_step % args.entropy_every == 0
+        scored = model(
+            batch.ids, batch.rows, batch.cols, "both", args.temperature, is_measured, entropy_learns
+        )
         where = torch.tensor(list(places) or [0])[batch.rows.cpu()], batch.places.cpu()
         loss, sums = micro_loss(scored, rollout, weights, where, bool(places), args)
         # DDP and ZeRO average over processes what is a sum here.

@@ -89,7 +89,9 @@ def gradient(model: Any, loss: Tensor) -> Tensor:
 def test_gradients_are_those_of_the_full_logits() -> None:
     policy, _ = make("llama")
     batch = pack(SAMPLES, pad=0)
-    logp, entropy = token_logp(policy, batch.ids, batch.rows, batch.cols, with_entropy=True)
+    logp, entropy = token_logp(
+        policy, batch.ids, batch.rows, batch.cols, with_entropy=True, entropy_learns=True
+    )
     assert entropy is not None
     found = gradient(policy, logp.sum() - 0.1 * entropy.sum())
     whole = [by_hand(policy, sample, 1.0) for sample in SAMPLES]
