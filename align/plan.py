@@ -9,21 +9,24 @@ from typing import Any
 
 from align.artifact import Job
 from align.gate import suites_index
+from align.ppo import limits
 from align.probe import check_probe
 from align.probe import identity as identity_of_probe
 from conf.entry import UserError
-from conf.passthrough import default_of, did_you_mean
-from conf.schema import PPO, Align, Kind, LaunchKind, Model, Stage, Suite, Term
+from conf.passthrough import did_you_mean
+from conf.schema import PPO, Align, Kind, LaunchKind, Model, Scorer, Stage, Suite, Term
 from evals.gguf import converted_folder
 from evals.models import check, identity
 from evals.provenance import versions
 from evals.results import UNQUANTIZED
 from evals.run import Request, check_request
+from reward.classifier import check as check_classifier
 from reward.data import check_training_split, prepare
+from reward.ensemble import is_remote
 from reward.gguf import is_gguf
 from reward.origin import origin
 from reward.records import Prompt
-from reward.rewards import check_needs, check_reward
+from reward.rewards import MODEL, check_needs, check_reward
 from reward.store import content_key, fingerprint, is_complete, source_key
 from reward.versions import Version
 from reward.weights import is_local
@@ -68,6 +71,11 @@ NOT_READ = frozenset(
         "logging_first_step",
         "logging_steps",
         "logging_strategy",
+        "log_samples",
+        "sampler_tolerance",
+        "vllm_sync_dir",
+        "vllm_timeout",
+        "vllm_url",
     }
 )
 
@@ -108,6 +116,8 @@ def make_plan(config: Align) -> Plan:
     keys = {"base": content_key(identity(config.model, root / "cache"))}
     for name in config.stages:
         _check_stage(name, config)
+    if "ppo" in config.stages:
+        _check_ppo_settings(config.ppo)
     index = _index(config)
     jobs: list[Job] = []
     data: dict[str, Version] = {}
@@ -150,32 +160,40 @@ def _with_artifacts(stage: PPO, jobs: list[Job]) -> tuple[PPO, list[Job]]:
     """The stage with folders in the place of `stage:NAME`, and the jobs that make them.
 
     Raises:
-        UserError: when no stage of that name comes before it.
+        UserError: when no stage of that name comes before it, or it makes no reward model.
     """
     made = {job.stage: job for job in jobs}
     used: list[Job] = []
 
-    def resolved(path: Any) -> Any:
+    def resolved(path: Any, where: str) -> Any:
         if isinstance(path, list):
-            return [resolved(item) for item in path]
+            return [resolved(item, where) for item in path]
         if not (isinstance(path, str) and path.startswith(_STAGE)):
             return path
         name = path.removeprefix(_STAGE)
         if name not in made:
             raise UserError(
-                f"ppo: {path!r} names no stage before it.{did_you_mean(name, made)} "
-                f"There are: {', '.join(made) or 'none'}"
+                f"{where}: {path!r} names no stage before ppo.{did_you_mean(name, made)} There are: "
+                f"{', '.join(made) or 'none'}. Put {name} before ppo in stages, or give a folder"
             )
+        if STAGES[name].makes_policy:
+            raise UserError(f"{where}: {path!r} makes a policy; a reward model is made by rm")
         used.append(made[name])
         return str(made[name].out)
 
     terms = {
-        name: replace(term, args=term.args | {"path": resolved(term.args["path"])})
+        name: replace(
+            term,
+            args=term.args
+            | {"path": resolved(term.args["path"], f"ppo.reward.terms.{name}.args.path")},
+        )
         if "path" in term.args
         else term
         for name, term in stage.reward.terms.items()
     }
-    found = replace(stage, reward=replace(stage.reward, terms=terms), value=resolved(stage.value))
+    found = replace(
+        stage, reward=replace(stage.reward, terms=terms), value=resolved(stage.value, "ppo.value")
+    )
     return found, used
 
 
@@ -307,6 +325,7 @@ def preflight(config: Align, plan: Plan) -> None:
     if config.probe:
         check_probe(config, {job.stage: plan.data[job.stage] for job in plan.jobs if job.probe})
     for job in plan.jobs:
+        _check_evaluation(job)
         if job.stage == "ppo":
             _check_ppo(config.ppo, plan.data["ppo"])
         else:
@@ -402,6 +421,15 @@ def _check_launch(config: Align) -> None:
         )
 
 
+def _check_evaluation(job: Job) -> None:
+    """Evaluation while training needs rows."""
+    if str(job.args.get("eval_strategy", "no")) != "no" and job.eval_data is None:
+        raise UserError(
+            f"{job.stage}.args.eval_strategy={job.args['eval_strategy']} needs held-out rows: "
+            f"+data@{job.stage}.eval_data=file {job.stage}.eval_data.source=FILE"
+        )
+
+
 def _check_batch(job: Job, config: Align, rows: int) -> None:
     per_device = int(job.args.get("per_device_train_batch_size", 8))
     accumulation = int(job.args.get("gradient_accumulation_steps", 1))
@@ -416,20 +444,26 @@ def _check_batch(job: Job, config: Align, rows: int) -> None:
 
 
 def _check_ppo(stage: PPO, rows: Version) -> None:
-    """What PPO needs before anything is loaded: a reward that can say something, and whole mini-batches."""
-    check_reward(stage.reward, "ppo.reward")
+    """Prompts of which the reward can say something."""
     check_needs(stage.reward, (r for r in rows.records() if isinstance(r, Prompt)), "ppo.data")
-    size = int(stage.args.get("rollout_batch_size", default_of("ppo", "rollout_batch_size")))
-    parts = int(stage.args.get("num_mini_batches", default_of("ppo", "num_mini_batches")))
-    if size < 1 or parts < 1 or size % parts:
-        raise UserError(
-            f"ppo.args.rollout_batch_size={size} must be a multiple of num_mini_batches={parts}, both at least 1"
-        )
-    if int(stage.args.get("gradient_accumulation_steps", 1)) != 1:
-        raise UserError(
-            "ppo.args.gradient_accumulation_steps must be 1: a step takes rollout_batch_size / num_mini_batches "
-            "responses, in as many micro-batches of per_device_train_batch_size as they need"
-        )
+
+
+def _check_ppo_settings(stage: PPO) -> None:
+    """What can be known of PPO without its data: settings that mean something, a reward, models that are there."""
+    limits.check(limits.settings_of(stage.args))
+    check_reward(stage.reward, "ppo.reward")
+    models = {"ppo.value": stage.value}
+    for name, term in stage.reward.terms.items():
+        if term.kind == MODEL:
+            models[f"ppo.reward.terms.{name}.args.path"] = term.args["path"]
+    for where, paths in models.items():
+        for path in paths if isinstance(paths, list) else [paths]:
+            if path is None or path.startswith(_STAGE) or is_remote(path):
+                continue
+            try:
+                check_classifier(path, Scorer.dtype.value)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from error
 
 
 def _check_disk(config: Align, plan: Plan) -> None:

@@ -16,6 +16,7 @@ from align import launch
 from align.artifact import METRICS, SAMPLES, Job, Manifest
 from align.gate import pass_gate, suites_index
 from align.plan import ACCURACY, STAGES, Plan, make_plan, preflight
+from align.ppo import limits
 from align.probe import Alarm, finding_of
 from align.ratings import rate
 from align.stages.checkpoints import folder_of, latest
@@ -94,6 +95,8 @@ def _plan_text(plan: Plan, root: Path) -> str:
             f"{job.stage:10} {state:6} from {start}, {len(rows):,} rows ({rows.manifest['format']}, "
             f"{rows.folder.name})  {job.key}"
         )
+        if job.reward:
+            lines.append(f"{'':17} {_ppo_text(job)}")
     # Before its model exists, an evaluation has no key, and is surely still to do.
     done = sum(
         (policy == "base" or is_complete(Path(request.model.path)))
@@ -102,6 +105,19 @@ def _plan_text(plan: Plan, root: Path) -> str:
     )
     lines.append(f"{'evaluate':10} {len(plan.evaluations) - done} of {len(plan.evaluations)} to do")
     return "\n".join(lines)
+
+
+def _ppo_text(job: Job) -> str:
+    """What PPO will push, and how long."""
+    assert job.reward is not None
+    args = limits.settings_of(job.args)
+    steps = args["num_rollouts"] * args["num_ppo_epochs"] * args["num_mini_batches"]
+    terms = [f"{term.weight:g} × {term.kind}" for term in job.reward.terms.values()]
+    critic = "a reward model" if job.value else "the policy"
+    return (
+        f"reward {' + '.join(terms)}; {args['num_rollouts']} rollouts of {args['rollout_batch_size']} responses, "
+        f"{steps:,} steps; β {args['kl_coef']:g}; the critic starts as {critic}"
+    )
 
 
 class _Run:
@@ -159,7 +175,8 @@ class _Run:
                 self._join(job)
             else:
                 build_once(job.out, lambda partial: self._train_once(job, partial))
-                shutil.rmtree(folder_of(job), ignore_errors=True)
+        if self.config.launch.node_rank == 0:
+            shutil.rmtree(folder_of(job), ignore_errors=True)
         manifest = Manifest.load(job.out)
         if raised := [name for name in manifest.metrics if name.startswith("alarm/")]:
             print(

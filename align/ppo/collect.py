@@ -109,6 +109,7 @@ class Collector:
             micro for step in steps[: args.num_mini_batches] for micro in self._cut(step, samples)
         ]
         judged = self._judged(model, samples, plan, args.needs_reference)
+        _check_finite(judged, number)
         gap = parity.checked(samples, [one.logp for one in judged], args)
         times.append(time.monotonic())
         worth, answers = self.worths(questions, samples)
@@ -216,13 +217,31 @@ class Collector:
         return [found[place] for place in sorted(found)]
 
 
-def questions_of(every: Sequence[Question], number: int, size: int, seed: int) -> list[Question]:
-    """The prompts of a rollout: all are gone through, in a new order each time, before one comes again."""
-    total = len(every)
+def questions_of(every: Sequence[Question], number: int, args: PPOConfig) -> list[Question]:
+    """The prompts of a rollout: all are gone through before one comes again, in a new order each time.
+
+    In their own order where `train_sampling_strategy` is `sequential`, as for a curriculum.
+    """
+    total, size = len(every), args.rollout_batch_size
+    seed = args.seed if args.data_seed is None else args.data_seed
+    is_ordered = args.train_sampling_strategy == "sequential"
     places = range(number * size, (number + 1) * size)
     turns = {place // total for place in places}
-    orders = {turn: shuffled(total, seed, "prompts", turn) for turn in turns}
+    orders = {
+        turn: range(total) if is_ordered else shuffled(total, seed, "prompts", turn)
+        for turn in turns
+    }
     return [every[orders[place // total][place % total]] for place in places]
+
+
+def _check_finite(judged: Sequence[Judged], number: int) -> None:
+    """Refuse models that are broken: their responses are noise, and nothing would be learnt from them."""
+    if all(math.isfinite(value) for one in judged for value in (*one.logp, *one.values)):
+        return
+    raise UserError(
+        f"rollout {number}: policy or critic no longer give finite numbers; lower ppo.args.learning_rate and "
+        "value_learning_rate, or bound the rewards with ppo.args.reward_clip"
+    )
 
 
 def schedule(number: int, size: int, args: PPOConfig) -> list[list[int]]:

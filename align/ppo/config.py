@@ -1,11 +1,10 @@
 """Every setting of PPO. Those of the optimizer, logging and checkpoints are `transformers.TrainingArguments`'."""
 
-import math
 from dataclasses import dataclass
 
 from transformers import TrainingArguments
 
-from conf.entry import UserError
+from align.ppo import limits
 
 
 @dataclass
@@ -40,9 +39,7 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
     # --- reward ---
     kl_coef: float = 0.05  # β of the divergence from the reference, a part of the reward
     kl_in_reward: str = "k1"  # of each token: `k1`; `abs`, |k1|; `none`
-    kl_loss_coef: float = (
-        0.0  # of a divergence in the loss; without this and β there is no reference at all
-    )
+    kl_loss_coef: float = 0.0  # of a divergence in the loss
     kl_loss_type: str = "k2"  # or `k3_is`, k3 times the ratio: both have the gradient of the KL
     target_kl_per_sequence: float | None = None  # nats of a whole response; β then follows it
     kl_horizon: int = 10_000  # episodes within which β follows
@@ -91,6 +88,8 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
     adam_epsilon: float = 1e-5
 
     # --- what is watched ---
+    logging_steps: float = 1  # a step is long
+    measure_kl: bool = True  # also where nothing depends on it, at the price of the reference
     log_samples: int = 4  # responses of each rollout that are kept in samples.jsonl
     entropy_every: int = 1  # optimizer steps between two measurements of the entropy
 
@@ -101,84 +100,20 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
     ddp_find_unused_parameters: bool | None = False  # a step uses all of both models
 
     def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing, before anything is loaded.
+        """Refuse what means nothing, before anything is loaded.
 
         Raises:
             UserError: naming the argument.
         """
         super().__post_init__()
-        for name in (
-            "num_rollouts",
-            "rollout_batch_size",
-            "num_ppo_epochs",
-            "num_mini_batches",
-            "max_prompt_length",
-            "max_new_tokens",
-            "generation_batch_size",
-            "entropy_every",
-            "per_device_train_batch_size",
-            "max_tokens_per_micro_batch",
-        ):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "at least 1")
-        for name in ("gamma", "lam", "lam_value"):
-            value = getattr(self, name)
-            _require(value is None or 0 <= value <= 1, name, value, "between 0 and 1")
-        _require(self.temperature > 0, "temperature", self.temperature, "above 0: PPO must explore")
-        _require(math.isfinite(self.kl_coef), "kl_coef", self.kl_coef, "a finite number")
-        _require(self.reward_gain > 0, "reward_gain", self.reward_gain, "above 0")
-        self._check_choices()
-        _require(
-            self.target_kl_per_sequence is None
-            or (self.kl_in_reward != "none" and self.kl_coef > 0),
-            "target_kl_per_sequence",
-            self.target_kl_per_sequence,
-            "null when kl_coef=0 or kl_in_reward=none: it is β that follows the target",
-        )
-        _require_engine(self)
-        _require(
-            self.gradient_accumulation_steps == 1,
-            "gradient_accumulation_steps",
-            self.gradient_accumulation_steps,
-            "1: a step takes rollout_batch_size / num_mini_batches responses, in as many micro-batches of "
-            "per_device_train_batch_size or max_tokens_per_micro_batch as they need",
-        )
-        _require(
-            self.num_train_epochs == 1,
-            "num_train_epochs",
-            self.num_train_epochs,
-            "1: num_rollouts says how long to train, and prompts are gone through as often as that takes",
-        )
-        _require(
-            self.rollout_batch_size % self.num_mini_batches == 0,
-            "rollout_batch_size",
-            self.rollout_batch_size,
-            f"a multiple of num_mini_batches={self.num_mini_batches}",
-        )
-
-    def _check_choices(self) -> None:
-        """Refuse what is no choice, and the divergence that teaches something wrong."""
-        _require(
-            self.kl_in_reward != "k3",
-            "kl_in_reward",
-            self.kl_in_reward,
-            "k1, abs or none: with k3 in the reward the gradient is not that of the KL, and the policy ends elsewhere "
-            "than at the optimum (arXiv 2512.21852); k3 belongs in the loss: kl_loss_coef with kl_loss_type=k3_is",
-        )
-        for name, choices in {
-            "kl_in_reward": ("k1", "abs", "none"),
-            "kl_loss_type": ("k2", "k3_is"),
-            "missing_eos_mode": ("subtract", "replace"),
-            "truncation": ("terminal", "bootstrap", "mask"),
-            "loss_aggregation": ("token_mean", "seq_mean"),
-        }.items():
-            value, wanted = getattr(self, name), f"{', '.join(choices[:-1])} or {choices[-1]}"
-            _require(value in choices, name, value, wanted)
+        limits.check(vars(self))
+        self._n_gpu = min(self.n_gpu, 1)  # nn.DataParallel would cut what belongs together
 
     @property
     def needs_reference(self) -> bool:
-        """Whether anything depends on how far the policy has gone from its start."""
-        return bool(self.kl_loss_coef) or (self.kl_in_reward != "none" and bool(self.kl_coef))
+        """Whether anything asks how far the policy has gone from its start."""
+        is_in_reward = self.kl_in_reward != "none" and bool(self.kl_coef)
+        return self.measure_kl or bool(self.kl_loss_coef) or is_in_reward
 
     @property
     def steps_per_rollout(self) -> int:
@@ -196,27 +131,3 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
         """The learning rate of the critic."""
         own = self.value_learning_rate
         return 3 * self.learning_rate if own is None else own
-
-
-def _require_engine(args: PPOConfig) -> None:
-    """Refuse an engine that cannot be meant."""
-    engine, correction = args.engine, args.importance_correction
-    _require(engine in ("generate", "vllm"), "engine", engine, "generate or vllm")
-    if engine == "vllm":
-        is_address = args.vllm_url is not None and args.vllm_url.startswith(("http://", "https://"))
-        _require(is_address, "vllm_url", args.vllm_url, "the server's address, http://HOST:PORT")
-    else:
-        is_unused = args.vllm_url is None
-        _require(is_unused, "vllm_url", args.vllm_url, "left out, or ppo.args.engine be vllm")
-    corrections = ("none", "truncate", "mask")
-    _require(
-        correction in corrections, "importance_correction", correction, "none, truncate or mask"
-    )
-    _require(args.importance_cap >= 1, "importance_cap", args.importance_cap, "at least 1")
-    for name in ("sampler_tolerance", "vllm_timeout"):
-        _require(getattr(args, name) > 0, name, getattr(args, name), "above 0")
-
-
-def _require(is_fine: bool, name: str, value: object, wanted: str) -> None:
-    if not is_fine:
-        raise UserError(f"ppo.args.{name}={value} must be {wanted}")

@@ -7,7 +7,7 @@ Notation, for B responses of at most T tokens:
     logp      (B, T)        log-probability of token t under the policy that sampled it, "old" in the paper
     ref_logp  (B, T)        the same under the reference
     values    (B, T)        V(s_t): the expected return from before token t on
-    scores    (B,)          what the whole response is worth, see `align.ppo.rewards`
+    scores    (B,)          what the whole response is worth, see `align.ppo.scores`
 
 Everything is float32 or wider, whatever the models are in. What a masked slot holds is never read: it may be NaN.
 
@@ -15,6 +15,7 @@ Sources: Schulman et al. 2017 (PPO, arXiv 1707.06347) and 2016 (GAE, 1506.02438)
 Huang et al. 2024 (N+ implementation details, 2403.17031), Schulman 2020 (joschu.net/blog/kl-approx).
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -313,7 +314,7 @@ class AdaptiveKL:
             kl: mean over the rollout's responses of the sum of `k1`.
             episodes: responses of the rollout.
         """
-        if self.target is not None:
+        if self.target is not None and math.isfinite(kl):
             error = min(0.2, max(-0.2, kl / self.target - 1))
             self.coef *= 1 + error * episodes / self.horizon
 

@@ -110,7 +110,7 @@ def build(
     bootstrap = torch.where(is_cut, after, 0.0) if args.truncation == "bootstrap" else None
     advantages, returns = _advantages(rewards, values, mask, lengths, bootstrap, args)
     log = _facts(samples, written, logp, scores) | _critic_facts(values, returns, advantages, mask)
-    non_score = -own_coef * float(penalty.sum(dim=1).mean())
+    non_score = -own_coef * float(penalty.sum(dim=1)[scores.is_usable].mean())
     log["objective/rlhf_reward"] = float(scores.scores[scores.is_usable].mean()) + non_score
     if args.needs_reference:
         log |= _distances(kl, core.k3(logp, ref_logp, written), written)
@@ -139,7 +139,7 @@ def _advantages(
         lam = core.adaptive_lambda(lengths, args.lam_adaptive)
     found = core.gae(rewards, values, mask, gamma=args.gamma, lam=lam, bootstrap=bootstrap)
     target = args.lam if args.lam_value is None else args.lam_value
-    if lam is args.lam and target == args.lam:
+    if args.lam_adaptive is None and target == args.lam:
         return found
     own = core.gae(rewards, values, mask, gamma=args.gamma, lam=target, bootstrap=bootstrap)
     return core.Advantages(found.advantages, own.returns)

@@ -38,10 +38,11 @@ from align.ppo.update import Sums, TokenWeights, micro_loss, token_weights
 from conf.entry import UserError
 from reward.answers import Answer
 from reward.rewards import Worth
-from reward.store import read_json, write_json
+from reward.store import nan_to_null, read_json, write_json
 
 STATE = "ppo_state.json"
 VALUE_MODEL = "value_model"
+_RATES = {"learning_rate": "policy", "learning_rate_value": "value"}
 
 
 @dataclass
@@ -101,6 +102,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         self.ppo = State(coef=args.kl_coef)
         self.rollout: Rollout | None = None
         self._metrics: defaultdict[str, list[float]] = defaultdict(list)
+        self._rates: dict[str, float] = {}
         super().__init__(
             model=PolicyValue(policy, value),
             args=args,
@@ -135,7 +137,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
     def _next_rollout(self) -> Rollout:
         """Write a rollout, take note of it, and adjust what follows from it."""
         args, state = self.args, self.ppo
-        questions = questions_of(self.questions, state.rollouts, args.rollout_batch_size, args.seed)
+        questions = questions_of(self.questions, state.rollouts, args)
         found = self.collector.collect(
             self.model_wrapped, questions, state.rollouts, state.coef, state.running
         )
@@ -165,6 +167,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         if self.rollout is None or self.rollout.is_used_up:
             self.rollout = self._next_rollout()
         started, args = time.monotonic(), self.args
+        rates = {group.get("part"): group["lr"] for group in self.optimizer.param_groups}
+        self._rates = {name: rates[part] for name, part in _RATES.items() if part in rates}
         rollout = self.rollout
         model.train()
         places = rollout.schedule[rollout.step]
@@ -206,10 +210,10 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         """The sums over all micro-batches of all processes; of the farthest ratio, the highest."""
         columns = list(zip(*sums, strict=True))
         added = torch.tensor([math.fsum(column) for column in columns], dtype=torch.float64)
-        farthest = max(columns[Sums._fields.index("farthest")])
+        farthest = _highest(columns[Sums._fields.index("farthest")])
         if self.accelerator.num_processes > 1:
             added = self.accelerator.reduce(added.to(self.args.device), reduction="sum").cpu()
-            farthest = max(gather_object([farthest]))
+            farthest = _highest(gather_object([farthest]))
         return Sums(*added.tolist())._replace(farthest=farthest)
 
     def _note(self, total: Sums, rollout: Rollout) -> None:
@@ -228,8 +232,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
     def _checked(self, model: Any, total: Sums, rollout: Rollout) -> Tensor:
         """The loss; a step that is broken teaches nothing, and a policy that went far enough leaves its rollout."""
         args = self.args
-        loss = total.policy_loss + args.vf_coef * total.value_loss
-        limit = args.early_stop_kl
+        loss, limit = total.loss, args.early_stop_kl
         if limit is not None and total.mean_k3 > 1.5 * limit:
             self._metrics["policy/early_stop_step"].append(float(rollout.step))
             rollout.step = len(rollout.schedule)
@@ -240,10 +243,13 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
                 f"step {self.state.global_step}: the loss is {loss:g} and the mean ratio {total.mean_ratio:g}; lower "
                 "ppo.args.learning_rate (under DeepSpeed such a step cannot be left out)"
             )
+        self._skip(model)
+        return torch.zeros((), device=args.device)
+
+    def _skip(self, model: Any) -> None:
+        """Let the optimizer's next step change nothing."""
         model.zero_grad()
         self.ppo.skipped_steps += 1
-        self._metrics["policy/skipped_steps"].append(float(self.ppo.skipped_steps))
-        return torch.zeros((), device=args.device)
 
     # --- optimizer ---
 
@@ -280,22 +286,27 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         is_new = self.lr_scheduler is None
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if is_new and self.args.critic_warmup_steps:
-            _hold_policy(scheduler, self.args.critic_warmup_steps)
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            _hold_policy(scheduler, self.args.critic_warmup_steps, warmup)
         return scheduler
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Clip policy and critic apart, so that a wild critic does not shrink the policy's step."""
+        step, told = self.state.global_step, self.is_world_process_zero()
         if self.is_deepspeed_enabled:
-            return super()._clip_grad_norm(model)
+            norm = super()._clip_grad_norm(model)
+            self.ppo.alarms.hear_gradient(float(norm), step, told)
+            return norm
         norms = []
         for name, part in (("policy", self.model.policy), ("value", self.model.value)):
             norm = self.accelerator.clip_grad_norm_(part.parameters(), self.args.max_grad_norm)
             self._metrics[f"grad_norm/{name}"].append(float(norm))
-            self.ppo.alarms.hear_gradient(
-                float(norm), self.state.global_step, self.is_world_process_zero()
-            )
+            self.ppo.alarms.hear_gradient(float(norm), step, told)
             norms.append(torch.as_tensor(norm))
-        return torch.linalg.vector_norm(torch.stack(norms))
+        whole = torch.linalg.vector_norm(torch.stack(norms))
+        if not torch.isfinite(whole):  # one such step would leave no weight as it was
+            self._skip(model)
+        return whole
 
     # --- evaluation, logging ---
 
@@ -338,9 +349,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
                 finite = [value for value in values if not math.isnan(value)]
                 logs[name] = sum(finite) / len(finite) if finite else math.nan
             self._metrics.clear()
-            rates = {group.get("part"): group["lr"] for group in self.optimizer.param_groups}
-            logs["learning_rate"] = rates.get("policy", logs.get("learning_rate", math.nan))
-            logs["learning_rate_value"] = rates.get("value", math.nan)
+            logs |= self._rates
+            logs["policy/skipped_steps"] = self.ppo.skipped_steps
             logs["episode"] = self.ppo.episodes
         if "train_runtime" in logs:  # the last numbers; `train` returns this very dictionary
             logs |= self.facts | self.ppo.alarms.described()
@@ -366,7 +376,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
                 getattr(self.model, name).save_pretrained(folder, state_dict=own)
             self.processing_class.save_pretrained(folder)
         if self.is_in_train:
-            write_json(out / STATE, asdict(self.ppo))
+            write_json(out / STATE, asdict(self.ppo) | {"noted": nan_to_null(dict(self._metrics))})
             if self.rollout is not None:
                 self.rollout.save(out)
 
@@ -402,17 +412,33 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         if not path.is_file():
             raise UserError(f"{checkpoint} is no checkpoint of PPO: {STATE} is missing")
         found = read_json(path)
+        for name, values in found.pop("noted").items():
+            self._metrics[name] = [math.nan if value is None else value for value in values]
         running, alarms = core.RunningMoments(**found["running"]), Alarms(**found["alarms"])
         self.ppo = State(**found | {"running": running, "alarms": alarms})
         self.rollout = Rollout.load(Path(checkpoint))
 
 
-def _hold_policy(scheduler: Any, steps: int) -> None:
-    """Keep the policy's learning rate at 0 for the first steps."""
+def _highest(values: Sequence[float]) -> float:
+    """The highest value; NaN if one is."""
+    return math.nan if any(map(math.isnan, values)) else max(values)
+
+
+def _hold_policy(scheduler: Any, steps: int, warmup: int) -> None:
+    """Keep the policy's learning rate at 0 for the first steps, and let it rise after them, not meanwhile."""
 
     def held(rate: Callable[[int], float]) -> Callable[[int], float]:
-        return lambda step: 0.0 if step < steps else rate(step)
+        def factor(step: int) -> float:
+            rise = min(1.0, (step - steps + 1) / max(warmup, 1))
+            return 0.0 if step < steps else rise * rate(max(step, warmup))
 
+        return factor
+
+    if not hasattr(scheduler, "lr_lambdas"):
+        raise UserError(
+            "ppo.args.critic_warmup_steps needs a schedule that is a function of the step: choose another "
+            "ppo.args.lr_scheduler_type, such as linear or cosine, or set critic_warmup_steps=0"
+        )
     for place, group in enumerate(scheduler.optimizer.param_groups):
         if group.get("part") == "policy":
             scheduler.lr_lambdas[place] = held(scheduler.lr_lambdas[place])

@@ -37,12 +37,13 @@ class Sums(NamedTuple):
     entropy: float
     entropy_loss: float
     kl_loss: float
+    loss: float  # of all of these together
     farthest: float  # the highest |ρ − 1|, no sum
 
     @property
     def mean_ratio(self) -> float:
-        """Mean of π_θ / π_old."""
-        return self.ratio / max(self.tokens, 1)
+        """Mean of π_θ / π_old; 1 where the policy has no token to learn from."""
+        return self.ratio / self.tokens if self.tokens else 1.0
 
     @property
     def mean_k3(self) -> float:
@@ -163,6 +164,7 @@ def micro_loss(
         entropy=_sum(entropy),
         entropy_loss=_sum(entropy_loss),
         kl_loss=_sum(kl_loss),
+        loss=_sum(loss),
         farthest=float(off.abs().amax()),
     )
     return loss, sums

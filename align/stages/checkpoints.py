@@ -27,42 +27,53 @@ def folder_of(job: Job) -> Path:
 def latest(job: Job) -> Path | None:
     """The last complete checkpoint of a job."""
     found = [place for place in folder_of(job).glob("checkpoint-*") if (place / _LOGS).is_dir()]
-    return max(found, key=lambda place: int(place.name.rpartition("-")[2]), default=None)
+    return max(found, key=step_of, default=None)
 
 
 def arguments(job: Job) -> dict[str, Any]:
-    """What a trainer is told of checkpoints, where the user did not."""
+    """The user's arguments, with what a trainer is told of checkpoints."""
     return {
-        "output_dir": str(folder_of(job)),
         "save_strategy": "no",  # the clock says when
-        "save_total_limit": _KEPT,
+        **job.args,
+        "output_dir": str(folder_of(job)),
+        # The Trainer removes the oldest before the newest is complete.
+        "save_total_limit": max(_KEPT, job.args.get("save_total_limit") or _KEPT),
     }
 
 
-def resume(job: Job, is_first: bool) -> Path | None:
-    """Put the logs back as they were at the last complete checkpoint; without one, begin anew.
+def resume(job: Job) -> Path | None:
+    """The last complete checkpoint, with the logs put back as they were then; what is not complete is removed.
 
-    Args:
-        job: to go on with.
-        is_first: whether this process is the one that writes.
-
-    Returns:
-        The checkpoint.
+    The first process decides for all.
     """
-    found = latest(job)
-    if not is_first:
-        return found
-    if found is None:
-        shutil.rmtree(folder_of(job), ignore_errors=True)
-        return None
-    for log in (found / _LOGS).iterdir():
-        shutil.copyfile(log, job.out / log.name)
-    print(f"going on from step {found.name.rpartition('-')[2]}", flush=True)
-    return found
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    said: list[str | None] = [None]
+    if PartialState().is_main_process:
+        found = latest(job)
+        for place in folder_of(job).glob("*"):
+            if place.is_dir() and not (place / _LOGS).is_dir():
+                shutil.rmtree(place, ignore_errors=True)
+        if found is None:
+            shutil.rmtree(folder_of(job), ignore_errors=True)
+        else:
+            for log in (found / _LOGS).iterdir():
+                shutil.copyfile(log, job.out / log.name)
+            print(f"going on from step {step_of(found)}", flush=True)
+            said = [str(found)]
+    broadcast_object_list(said)
+    return None if said[0] is None else Path(said[0])
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps before a checkpoint."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def keeper(job: Job) -> Any:
     """A trainer callback that asks for a checkpoint every `job.checkpoint_minutes`, and completes each."""
+    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
     from transformers import TrainerCallback
 
@@ -82,6 +93,7 @@ def keeper(job: Job) -> Any:
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self._last = time.monotonic()
+            PartialState().wait_for_everyone()  # each process writes a part
             if state.is_world_process_zero and not args.save_only_model:
                 _complete(job, Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
@@ -96,4 +108,5 @@ def _complete(job: Job, checkpoint: Path) -> None:
     for name in (METRICS, LOOKS, SAMPLES):
         if (job.out / name).is_file():
             shutil.copyfile(job.out / name, partial / name)
+    shutil.rmtree(checkpoint / _LOGS, ignore_errors=True)  # of a step that is saved twice
     os.replace(partial, checkpoint / _LOGS)

@@ -93,11 +93,11 @@ def carry_out(
         finish: what else is done with the trainer, on every rank, before its model is saved.
     """
     parameters = _count(trainer.model)
-    checkpoint = checkpoints.resume(job, trainer.is_world_process_zero())
+    checkpoint = checkpoints.resume(job)
     outcome = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics = dict(outcome.metrics)
     if checkpoint:
-        metrics["resumed_from_step"] = int(checkpoint.name.rpartition("-")[2])
+        metrics["resumed_from_step"] = checkpoints.step_of(checkpoint)
     if job.eval_data:
         metrics |= trainer.evaluate()
     finish(trainer)
@@ -163,7 +163,6 @@ def arguments(job: Job, task_type: str, is_ordered: bool = False) -> dict[str, A
     args: dict[str, Any] = {
         "use_cpu": on_cpu,
         **checkpoints.arguments(job),
-        **job.args,
         "report_to": "none",  # the parent process mirrors metrics.jsonl to W&B
         "deepspeed": job.deepspeed,
     }

@@ -46,6 +46,7 @@ def run(job: Job) -> None:
             policy, value, reference, tokenizer, questions, reward, args, held_out,
             [ledger(job.out / METRICS), checkpoints.keeper(job), *callbacks],
         )  # fmt: skip
+        stack.callback(trainer.collector.sampler.close)
         trainer.facts |= facts
         if trainer.is_world_process_zero():
             _tell(facts, args)
@@ -155,9 +156,19 @@ def _critic(job: Job, dtype: Any, tokenizer: Any) -> Any:
         )
     path = job.value or local_path(job.model, job.cache)
     revision = None if job.value else job.model.revision
-    value = AutoModelForSequenceClassification.from_pretrained(
-        path, revision=revision, num_labels=1, dtype=dtype
-    )
+    try:
+        value, loading = AutoModelForSequenceClassification.from_pretrained(
+            path, revision=revision, num_labels=1, dtype=dtype, output_loading_info=True
+        )
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise UserError(
+            f"transformers has no sequence classifier for {path}, so it cannot be a critic: give a reward model of "
+            "another family with the same tokenizer as ppo.value"
+        ) from error
+    if job.value and any("score" in key for key in loading["missing_keys"]):
+        raise UserError(f"ppo.value={job.value} has no score head: it is no reward model")
     if not job.value:
         with writable(value.score.parameters()):
             torch.nn.init.zeros_(value.score.weight)
