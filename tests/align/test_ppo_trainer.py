@@ -35,7 +35,8 @@ def test_a_policy_learns_a_frequency_and_the_critic_follows(tmp_path: Path, seed
     trainer.train()
     assert logged(trainer, "objective/scores")[0] < 0.2
     assert reward_of(trainer) > 0.9
-    assert max(logged(trainer, "val/explained_variance")) > 0.5
+    # Over half of the rollouts: at the end hardly any variance is left to explain.
+    assert sum(logged(trainer, "val/explained_variance")[-15:]) / 15 > 0.3
 
 
 def without_end(trainer: PPOTrainer) -> None:
@@ -259,12 +260,23 @@ def test_a_policy_that_went_far_leaves_its_rollout(tmp_path: Path) -> None:
 
 
 def test_rewards_on_a_large_scale_are_learnt_with_a_running_scale(tmp_path: Path) -> None:
-    """T42."""
-    trainer = toys.trainer(
-        tmp_path, lambda ids: 100 * toys.share_of(7)(ids), num_rollouts=30, scale_rewards=True
-    )
-    trainer.train()
-    assert logged(trainer, "rewards/toy/mean")[-1] > 60
+    """T42. Advantages are whitened anyway; it is the critic, clipped in units of the reward, that needs the scale."""
+    off, clipped = {}, {}
+    for scaled in (True, False):
+        trainer = toys.trainer(
+            tmp_path,
+            lambda ids: 100 * toys.share_of(7)(ids),
+            num_rollouts=30,
+            scale_rewards=scaled,
+        )
+        trainer.train()
+        assert logged(trainer, "rewards/toy/mean")[-1] > 60
+        off[scaled] = logged(trainer, "val/mean")[-1] - logged(trainer, "val/return_mean")[-1]
+        clips = logged(trainer, "val/clipfrac_avg")
+        clipped[scaled] = sum(clips) / len(clips)
+    assert abs(off[True]) < 0.1
+    assert off[False] < -50
+    assert clipped[True] < 0.1 < 0.3 < clipped[False]
 
 
 def test_an_answer_without_a_reward_teaches_nothing(tmp_path: Path) -> None:
