@@ -1,8 +1,9 @@
 """A stage that is killed goes on from its last complete checkpoint, to the same bits."""
 
 import json
+import os
+import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from align import launch
 from align.artifact import METRICS, SAMPLES, Job, Manifest
 from align.stages.checkpoints import latest
-from conf.schema import Data, Model, Peft, Probe, Reward, Source, Term
+from conf.schema import Data, Launch, LaunchKind, Model, Peft, Probe, Reward, Source, Term
 from reward.data import prepare
 from reward.looks import LOOKS
 from reward.store import content_key, fingerprint
@@ -62,11 +64,14 @@ def job_of(stage: str, model: Path, folder: Path) -> Job:
     )
 
 
-def begun(job: Job, spec: Path) -> "subprocess.Popen[bytes]":
-    """The job's own process."""
+def begun(job: Job, spec: Path, processes: int) -> "subprocess.Popen[bytes]":
+    """The job's own process, or processes, in a group of its own."""
     job.out.mkdir(parents=True)
     spec.write_text(json.dumps(job.to_json(job.out)))
-    return subprocess.Popen([sys.executable, "-m", "align.worker", str(spec)])
+    kind = LaunchKind.inline if processes == 1 else LaunchKind.torchrun
+    argv = launch.command("align.worker", [str(spec)], Launch(kind, processes))
+    environment = launch.environment(processes)
+    return subprocess.Popen(argv, env=environment, start_new_session=True)
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
@@ -81,21 +86,26 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("stage", CASES)
-def test_a_killed_stage_ends_in_the_same_bits(stage: str, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "processes"), [*((stage, 1) for stage in CASES), ("ppo", 2)])
+def test_a_killed_stage_ends_in_the_same_bits(
+    stage: str, processes: int, tiny_model: Path, tmp_path: Path
+) -> None:
     unbroken = job_of(stage, tiny_model, tmp_path)
     killed = replace(unbroken, out=tmp_path / "killed" / "out", checkpoint_minutes=1e-6)
-    first = begun(killed, tmp_path / "job.json")
+    first = begun(killed, tmp_path / "job.json", processes)
     while latest(killed) is None and first.poll() is None:
         time.sleep(0.005)
-    first.kill()
+    os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     checkpoint = latest(killed)
     assert checkpoint is not None
     assert not (killed.out / "manifest.json").exists()
     (checkpoint.parent / "checkpoint-99").mkdir()  # half written: it is not looked at
     killed.out.rename(tmp_path / "rest")  # a stage begins with an empty folder
-    again = begun(killed, tmp_path / "job.json"), begun(unbroken, tmp_path / "unbroken.json")
+    again = [
+        begun(killed, tmp_path / "job.json", processes),
+        begun(unbroken, tmp_path / "unbroken.json", processes),
+    ]
     assert [process.wait(300) for process in again] == [0, 0]
     for name in (METRICS, LOOKS, SAMPLES):
         assert (killed.out / name).is_file() == (unbroken.out / name).is_file()
