@@ -172,9 +172,11 @@ def _with_artifacts(stage: PPO, jobs: list[Job]) -> tuple[PPO, list[Job]]:
             return path
         name = path.removeprefix(_STAGE)
         if name not in made:
+            known = ", ".join(made) or "none"
+            fix = f"Put {name} before ppo in stages, or give a folder"
             raise UserError(
-                f"{where}: {path!r} names no stage before ppo.{did_you_mean(name, made)} There are: "
-                f"{', '.join(made) or 'none'}. Put {name} before ppo in stages, or give a folder"
+                f"{where}: {path!r} names no stage before ppo, there are: {known}."
+                + (f" {fix}" if name in STAGES else did_you_mean(name, STAGES))
             )
         if STAGES[name].makes_policy:
             raise UserError(f"{where}: {path!r} makes a policy; a reward model is made by rm")

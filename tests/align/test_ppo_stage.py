@@ -122,7 +122,7 @@ def refused(config: Align, told: str, **changes: Any) -> None:
 def test_what_cannot_work_is_refused_before_anything_loads(config: Align) -> None:
     whole = config.ppo
     model = Reward({"rm": Term("model", 1.0, {"path": "stage:rn"})})
-    refused(config, "'stage:rn' names no stage before it", reward=model)
+    refused(config, "'stage:rn' names no stage before ppo, there are: none", reward=model)
     config.ppo = whole
     refused(config, r"ppo\.reward\.terms is empty", reward=Reward())
     config.ppo = whole
