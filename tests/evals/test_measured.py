@@ -181,8 +181,8 @@ def test_numbers_of_a_text_lead_to_its_documents(runs: Path, tmp_path: Path) -> 
     assert {"0.5000", "0.2500", f"{math.exp(9.9 / 3):.3f}"} <= numbers
 
 
-def log(runs: Path, rows: Iterator[dict[str, float]]) -> None:
-    path = metrics_file(runs, "dpo")
+def log(runs: Path, rows: Iterator[dict[str, float]], stage: str = "dpo") -> None:
+    path = metrics_file(runs, stage)
     path.parent.mkdir(parents=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
@@ -195,6 +195,28 @@ def test_curves_are_the_logged_rows_thinned_to_means(runs: Path) -> None:
     assert stage.note == ""
     assert "training from 0.6 to 0.4; held-out from 0.25 to 0.25" in chart  # means of 5 rows
     assert chart.count(" L ") < 500
+
+
+def test_ppo_is_shown_by_its_reward_and_not_by_its_loss(runs: Path) -> None:
+    """Only the first step of a rollout has the rollout's numbers."""
+    record = json.loads((runs / "run.json").read_text("utf-8"))
+    record["stages"][0]["stage"] = "ppo"
+    (runs / "run.json").write_text(json.dumps(record), "utf-8")
+    rows = [{"step": step, "loss": 9.0, "policy/clipfrac_avg": 0.1 * step} for step in range(1, 5)]
+    rows[0] |= {"objective/scores": 0.5, "objective/kl": 0.0, "val/explained_variance": math.nan}
+    rows[2] |= {"objective/scores": 0.75, "objective/kl": 2.5, "val/explained_variance": 0.3}
+    held_out = {"step": 4, "eval_reward": 0.6, "eval_length_mean": 20.0, "eval_loss": 9.0}
+    log(runs, iter([*rows, held_out]), "ppo")
+    (stage,) = stage_curves(only_arm(runs), "x")
+    told = [re.findall(r'aria-label="([^"]*)"', chart)[0] for chart in stage.charts]
+    assert told == [
+        "reward over steps: training from 0.5 to 0.75; held-out from 0.6 to 0.6",
+        "KL, nats a response over steps: training from 0 to 2.5",
+        "tokens a response over steps: held-out from 20 to 20",
+        "critic: variance explained over steps: training from 0.3 to 0.3",
+        "share of clipped ratios over steps: training from 0.1 to 0.4",
+    ]
+    assert stage.note == "1 logged rows hold a number that is not finite, which is not drawn"
 
 
 def test_a_run_without_a_log_says_so(runs: Path) -> None:
