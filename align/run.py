@@ -29,6 +29,7 @@ from evals.results import EvalResult
 from evals.site.card import write_card
 from evals.site.courses import looks_file
 from evals.site.curves import metrics_file
+from evals.site.rollouts import samples_file
 from evals.track import Tracker, redact
 from evals.worker import request_to_json
 from reward.looks import LOOKS
@@ -306,7 +307,8 @@ class _Run:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.audits[job.stage] / AUDIT, folder / AUDIT)
             shutil.copyfile(job.data / MANIFEST, folder / MANIFEST)
-            for name, place in ((METRICS, metrics_file), (LOOKS, looks_file)):
+            places = ((METRICS, metrics_file), (LOOKS, looks_file), (SAMPLES, samples_file))
+            for name, place in places:
                 if (log := job.out / name).is_file():
                     kept = place(self.folder, job.stage)
                     kept.parent.mkdir(parents=True, exist_ok=True)

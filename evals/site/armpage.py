@@ -16,6 +16,7 @@ from evals.site.graphs import Spot, trade_chart
 from evals.site.markup import environment, shared_note
 from evals.site.measured import Form, Text, forms, texts
 from evals.site.places import INDEX, Compared, Place, board_title
+from evals.site.rollouts import Rollouts, stage_rollouts
 from reward.pages.markup import TABLES, count, duration, percent, script
 from reward.pages.plots import Pair, Point, dumbbell_chart, forest_chart, score_chart
 
@@ -258,6 +259,11 @@ class ArmView:
     def curves(self) -> list[StageCurves]:
         """What the training stages logged."""
         return stage_curves(self.arm, "stage")
+
+    @property
+    def rollouts(self) -> list[Rollouts]:
+        """What the policy wrote while it was trained."""
+        return stage_rollouts(self.arm)
 
     @property
     def courses(self) -> list[Course]:
