@@ -25,6 +25,8 @@ _TAIL_LINES = 15
 _GRACE_SECONDS = 10
 _QUIET_SECONDS = 30  # between progress lines when stderr is no terminal
 
+_Show = Callable[[str, bool], None]  # a line, and whether it stays
+
 
 def command(module: str, arguments: list[str], launch: Launch | None = None) -> list[str]:
     """The command line that runs `python -m module arguments`, through torchrun where the launch says so."""
@@ -76,6 +78,8 @@ def run(
 ) -> None:
     """Run `argv` to its end in a process group of its own.
 
+    What it prints goes to the log; shown are bars, and once each the lines that begin with `warning: ` or the label.
+
     Args:
         argv: the command line.
         label: what the progress line is called.
@@ -102,7 +106,11 @@ def run(
         told: list[
             str
         ] = []  # what the worker says of a user's mistake; torchrun writes much after it
-        reader = threading.Thread(target=_read, args=(process, file, tail, told, show), daemon=True)
+        reader = threading.Thread(
+            target=_read,
+            args=(process, file, tail, told, show, ("warning: ", f"{label}: ")),
+            daemon=True,
+        )
         reader.start()
         try:
             while process.poll() is None:
@@ -124,11 +132,12 @@ def _read(
     file: BinaryIO,
     tail: deque[str],
     told: list[str],
-    show: Callable[[str], None],
+    show: _Show,
+    shown: tuple[str, ...],
 ) -> None:
-    """Copy output to the log; show tqdm bars, remember the other lines."""
+    """Copy output to the log; show tqdm bars, and once each the lines that begin so; remember all but bars."""
     assert process.stdout is not None
-    rest = b""
+    rest, said = b"", set[str]()
     while chunk := os.read(process.stdout.fileno(), 1 << 16):
         with contextlib.suppress(
             OSError
@@ -139,11 +148,14 @@ def _read(
         for line in lines:
             text = line.decode("utf-8", "replace").strip()
             if _PROGRESS.search(line):
-                show(text)
+                show(text, False)
             elif text:
                 tail.append(text)
                 if text.startswith("error: "):
                     told.append(text.removeprefix("error: "))
+                elif text.startswith(shown) and text not in said:
+                    said.add(text)
+                    show(text, True)
     if text := rest.decode("utf-8", "replace").strip():
         tail.append(text)
 
@@ -178,18 +190,21 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 @contextlib.contextmanager
-def _progress(label: str) -> Iterator[Callable[[str], None]]:
-    """A function that shows a line of progress: in place on a terminal, now and then elsewhere."""
+def _progress(label: str) -> Iterator[_Show]:
+    """A function that shows a line: one of progress in place on a terminal, now and then elsewhere; one that stays."""
     is_terminal = sys.stderr.isatty()
     started = last = time.monotonic()
 
-    def show(text: str) -> None:
+    clear = "\r\x1b[K" if is_terminal else ""
+
+    def show(text: str, stays: bool) -> None:
         nonlocal last
-        if is_terminal:
+        if stays:
+            line = f"{label:10} {text.removeprefix(f'{label}: ')}"
+            print(clear + line, file=sys.stderr, flush=True)
+        elif is_terminal:
             width = shutil.get_terminal_size().columns
-            print(
-                "\r\x1b[K" + f"{label:10} {text}"[: width - 1], end="", file=sys.stderr, flush=True
-            )
+            print(clear + f"{label:10} {text}"[: width - 1], end="", file=sys.stderr, flush=True)
         elif time.monotonic() - last >= _QUIET_SECONDS:
             last = time.monotonic()
             print(f"{label:10} {text}", file=sys.stderr, flush=True)
@@ -198,5 +213,4 @@ def _progress(label: str) -> Iterator[Callable[[str], None]]:
     try:
         yield show
     finally:
-        clear = "\r\x1b[K" if is_terminal else ""
         print(f"{clear}{label:10} {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)

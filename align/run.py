@@ -30,6 +30,7 @@ from evals.results import EvalResult
 from evals.site.card import write_card
 from evals.site.courses import looks_file
 from evals.site.curves import metrics_file
+from evals.site.rollouts import samples_file
 from evals.track import Tracker, redact
 from evals.worker import request_to_json
 from reward.looks import LOOKS
@@ -179,9 +180,11 @@ class _Run:
             shutil.rmtree(folder_of(job), ignore_errors=True)
         manifest = Manifest.load(job.out)
         if raised := [name for name in manifest.metrics if name.startswith("alarm/")]:
-            print(
-                f"{job.stage:10} warning: {', '.join(raised)}: what went wrong is in its log; docs/ppo.md tells more"
+            log = self._log(job.stage)
+            where = (
+                f"{log} says what went wrong" if log.is_file() else "it was so in an earlier run"
             )
+            print(f"{job.stage:10} warning: {', '.join(raised)}: {where}, docs/ppo.md what to do")
         finding = finding_of(job.out)
         return {
             "stage": job.stage,
@@ -218,9 +221,13 @@ class _Run:
                 live.summarise({"probe/finding": finding.verdict, "probe/told": finding.sentence()})
         return manifest
 
+    def _log(self, name: str) -> Path:
+        """The file that receives what a worker prints."""
+        return self.folder / "logs" / f"{name}.log"
+
     def _check(self, program: str, job: Job, partial: Path) -> dict[str, Any]:
         """What a fresh process finds in what a stage made; it fails when that is not what was trained."""
-        log = self.folder / "logs" / f"{job.stage}-check.log"
+        log = self._log(f"{job.stage}-check")
         launch.run(launch.command(program, [str(partial)]), f"{job.stage} check", log)
         found: dict[str, Any] = read_json(partial / RESCORE)
         (partial / RESCORE).unlink()
@@ -229,8 +236,8 @@ class _Run:
     def _start(self, job: Job, partial: Path, watch: Callable[[], None] = lambda: None) -> None:
         settings = self.config.launch
         name = job.stage if settings.node_rank == 0 else f"{job.stage}-node{settings.node_rank}"
-        spec = self.folder / "logs" / f"{name}.job.json"
-        log = spec.parent / f"{name}.log"
+        log = self._log(name)
+        spec = log.parent / f"{name}.job.json"
         spec.parent.mkdir(parents=True, exist_ok=True)
         write_json(spec, job.to_json(partial))
         argv = launch.command("align.worker", [str(spec)], settings)
@@ -254,7 +261,7 @@ class _Run:
         """The main figures of each reward model on held-out pairs, by stage; the report goes to the run's folder."""
         found = {}
         for job in self.plan.jobs:
-            log = self.folder / "logs" / f"{job.stage}-report.log"
+            log = self._log(f"{job.stage}-report")
             if (report := rate(job, self.root, log)) is None:
                 continue
             found[job.stage] = main_figures(report)
@@ -317,7 +324,8 @@ class _Run:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.audits[job.stage] / AUDIT, folder / AUDIT)
             shutil.copyfile(job.data / MANIFEST, folder / MANIFEST)
-            for name, place in ((METRICS, metrics_file), (LOOKS, looks_file)):
+            places = ((METRICS, metrics_file), (LOOKS, looks_file), (SAMPLES, samples_file))
+            for name, place in places:
                 if (log := job.out / name).is_file():
                     kept = place(self.folder, job.stage)
                     kept.parent.mkdir(parents=True, exist_ok=True)

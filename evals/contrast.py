@@ -212,9 +212,6 @@ class Contrast:
             found = "worse" if found == "forgotten" else found
         else:
             found = verdict(*ends, margin, role, higher_is_better)
-            if found == "inconclusive" and ends == (0, 0):
-                # The same output on every document: "inconclusive" would promise more from more documents.
-                found = "unchanged"
         return dataclasses.replace(change, verdict=found)
 
 

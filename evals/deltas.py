@@ -200,7 +200,8 @@ def verdict(
 ) -> str:
     """Judge an interval of a difference.
 
-    A cost is not judged. For a gain suite: better, worse or inconclusive, by whether the interval excludes zero. For a
+    A cost is not judged. For a gain suite: better, worse or inconclusive, by whether the interval excludes zero;
+    unchanged for the same output on every document, where "inconclusive" would promise more from more documents. For a
     retention suite, by non-inferiority: retained when the interval excludes a loss of `margin`; forgotten when it
     excludes zero and not such a loss; else inconclusive, because a wide interval is never "no forgetting".
     """
@@ -210,6 +211,8 @@ def verdict(
     if math.isnan(low) or math.isnan(high):
         return "inconclusive"
     if role == "gain":
+        if low == high == 0:
+            return "unchanged"
         return "better" if low > 0 else "worse" if high < 0 else "inconclusive"
     if low > -margin or low == high == 0:
         return "retained"

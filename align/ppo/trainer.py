@@ -43,6 +43,8 @@ from reward.store import nan_to_null, read_json, write_json
 STATE = "ppo_state.json"
 VALUE_MODEL = "value_model"
 _RATES = {"learning_rate": "policy", "learning_rate_value": "value"}
+# Of the last rollout, among the last numbers of a run.
+LAST = ("objective/scores", "objective/kl", "response/length_mean", "response/eos_rate")
 
 
 @dataclass
@@ -53,6 +55,7 @@ class State:
     episodes: int = 0
     skipped_steps: int = 0
     coef: float = 0.0
+    last: dict[str, float] = field(default_factory=dict)  # rollout's numbers, see LAST
     running: core.RunningMoments = field(default_factory=core.RunningMoments)
     alarms: Alarms = field(default_factory=Alarms)
 
@@ -145,6 +148,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         controller.update(found.log.get("objective/kl", math.nan), len(found.answers))
         state.coef = controller.coef
         state.alarms.hear_rollout(found.log, self.state.global_step, self.is_world_process_zero())
+        state.last = {name: found.log[name] for name in LAST if name in found.log}
         for name, value in found.log.items():
             self._metrics[name].append(value)
         if self.is_world_process_zero() and args.log_samples:
@@ -352,9 +356,12 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
             logs |= self._rates
             logs["policy/skipped_steps"] = self.ppo.skipped_steps
             logs["episode"] = self.ppo.episodes
-        if "train_runtime" in logs:  # the last numbers; `train` returns this very dictionary
+        is_end = "train_runtime" in logs  # the last numbers; `train` returns this very dictionary
+        if is_end:
             logs |= self.facts | self.ppo.alarms.described()
         super().log(logs, start_time)
+        if is_end:  # not logged again, or a curve would have a rollout too many
+            logs |= self.ppo.last
 
     # --- checkpoints ---
 

@@ -135,7 +135,7 @@ class Watch:
         append(self.file, look)
         print(look.line(), flush=True)
         if (finding := judge(self.looks, is_watching=True)).is_warning:
-            print(f"warning: {finding.sentence()}", flush=True)
+            print(finding.sentence(), flush=True)  # `align.probe.Alarm` says it on the terminal
 
     def _sample(self, model: Any, tokenizer: Any) -> tuple[list[Said], list[bool], list[str]]:
         """Completions of every prompt, whether the model ended them, and their texts."""

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from evals.contrast import Change, Contrast, Row
@@ -15,6 +16,7 @@ from evals.site.graphs import Spot, trade_chart
 from evals.site.markup import environment, shared_note
 from evals.site.measured import Form, Text, forms, texts
 from evals.site.places import INDEX, Compared, Place, board_title
+from evals.site.rollouts import Rollouts, stage_rollouts
 from reward.pages.markup import TABLES, count, duration, percent, script
 from reward.pages.plots import Pair, Point, dumbbell_chart, forest_chart, score_chart
 
@@ -26,6 +28,12 @@ _FOOTPRINTS = [
     ("prefill_tokens_per_s", "Prefill, tokens/s", "descending"),
     ("decode_tokens_per_s", "Decode, tokens/s", "descending"),
 ]
+_OF_LAST_ROLLOUT: dict[str, Callable[[float], str]] = {
+    "objective/scores": "reward {:.3g}".format,
+    "objective/kl": "KL {:.3g} nats a response".format,
+    "response/length_mean": "{:.0f} tokens a response".format,
+    "response/eos_rate": lambda share: f"{percent(share)} ended",
+}
 _Z95 = 1.959964  # half-width of a 95 % normal interval, in standard errors
 
 
@@ -253,6 +261,11 @@ class ArmView:
         return stage_curves(self.arm, "stage")
 
     @property
+    def rollouts(self) -> list[Rollouts]:
+        """What the policy wrote while it was trained."""
+        return stage_rollouts(self.arm)
+
+    @property
     def courses(self) -> list[Course]:
         """What the probes of the training stages saw."""
         return courses(self.arm, "course")
@@ -344,6 +357,24 @@ def _step(stage: dict[str, Any], is_rated: bool) -> Step:
         facts.append(f"{percent(accuracy)} of held-out pairs ranked right")
     elif isinstance(loss := metrics.get("eval_loss"), float):
         facts.append(f"held-out loss {loss:.3f}")
+    facts += _rollout_facts(metrics)
     spent = duration(stage.get("seconds"))
     facts.append(f"{spent}, reused from an earlier run" if stage.get("reused") else spent)
     return Step(str(stage.get("stage", "stage")), facts)
+
+
+def _rollout_facts(metrics: dict[str, Any]) -> list[str]:
+    """What PPO's last rollout was like, and which alarms were raised; nothing of another stage."""
+    known = {name: one for name, one in metrics.items() if isinstance(one, int | float)}
+    told = [
+        text(known[name])
+        for name, text in _OF_LAST_ROLLOUT.items()
+        if math.isfinite(known.get(name, math.nan))
+    ]
+    facts = [f"last rollout: {', '.join(told)}"] if told else []
+    if math.isfinite(reward := known.get("eval_reward", math.nan)):
+        facts.append(
+            f"held-out reward {reward:.3g} ± {known.get('eval_reward_stderr', math.nan):.2g}"
+        )
+    alarms = [name.removeprefix("alarm/") for name in known if name.startswith("alarm/")]
+    return [*facts, *(f"warning: {name} at step {known[f'alarm/{name}']:.0f}" for name in alarms)]

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +15,7 @@ from evals.site.graphs import Curve, curve_chart
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-# Logged quantities that are drawn, each with its `eval_` twin on held-out rows.
+# Logged quantities that are drawn, each with its twin on held-out rows.
 QUANTITIES = {
     "loss": "loss",
     "rewards/margins": "reward margin",
@@ -24,6 +24,23 @@ QUANTITIES = {
     "margin": "margin",
     "mean_token_accuracy": "token accuracy",
     "learning_rate": "learning rate",
+}
+# PPO's loss is of rows that the policy itself wrote: it tells nothing of how well it does.
+QUANTITIES_OF_PPO = {
+    "objective/scores": "reward",
+    "objective/kl": "KL, nats a response",
+    "policy/entropy_avg": "entropy, nats a token",
+    "response/length_mean": "tokens a response",
+    "response/eos_rate": "share that ended",
+    "val/explained_variance": "critic: variance explained",
+    "policy/clipfrac_avg": "share of clipped ratios",
+    "learning_rate": "learning rate",
+}
+# Twins that are not called `eval_` and the quantity's own name.
+_HELD_OUT = {
+    "objective/scores": "eval_reward",
+    "response/length_mean": "eval_length_mean",
+    "response/eos_rate": "eval_eos_rate",
 }
 _POINTS = 200  # of a line; more are averaged
 
@@ -65,7 +82,8 @@ def _stage(arm: Arm, stage: str, name: str) -> StageCurves:
         except (OSError, ValueError) as error:
             problems.append(f"the log of seed {run.seed} cannot be read: {type(error).__name__}")
     charts = []
-    for number, (quantity, label) in enumerate(QUANTITIES.items()):
+    quantities = QUANTITIES_OF_PPO if stage == "ppo" else QUANTITIES
+    for number, (quantity, label) in enumerate(quantities.items()):
         curves = [
             Curve(
                 _label(arm, run, key),
@@ -73,16 +91,20 @@ def _stage(arm: Arm, stage: str, name: str) -> StageCurves:
                 is_held_out=key != quantity,
                 number=arm.runs.index(run),
             )
-            for key in (quantity, f"eval_{quantity}")
+            for key in (quantity, _held_out(quantity))
             for run, rows in logged
             if (points := _points(rows, key))
         ]
         if curves:
             charts.append(curve_chart(f"{name}-curve-{number}", curves, label))
-    lost = sum(_is_not_finite(row) for _, rows in logged for row in rows)
+    lost = sum(_is_not_finite(row, quantities) for _, rows in logged for row in rows)
     if lost:
         problems.append(f"{lost} logged rows hold a number that is not finite, which is not drawn")
     return StageCurves(stage, charts, "; ".join(problems))
+
+
+def _held_out(quantity: str) -> str:
+    return _HELD_OUT.get(quantity, f"eval_{quantity}")
 
 
 def _label(arm: Arm, run: Run, key: str) -> str:
@@ -99,8 +121,8 @@ def _is_finite(value: Any) -> "TypeIs[int | float]":
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _is_not_finite(row: dict[str, Any]) -> bool:
-    values = [row.get(key) for name in QUANTITIES for key in (name, f"eval_{name}")]
+def _is_not_finite(row: dict[str, Any], quantities: Iterable[str]) -> bool:
+    values = [row.get(key) for name in quantities for key in (name, _held_out(name))]
     return any(isinstance(value, float) and not math.isfinite(value) for value in values)
 
 

@@ -235,3 +235,35 @@ def test_a_probe_is_recorded_beside_the_run(tiny_model: Path, tmp_path: Path) ->
     (arm,) = (tmp_path / "report" / "demo" / "arms").glob("*.html")
     assert 'id="overoptimization"' in arm.read_text("utf-8")
     assert "step 0 " in (record.parent / "logs" / "dpo.log").read_text("utf-8")
+
+
+def test_what_ppo_did_is_on_the_terminal_in_the_record_and_on_the_page(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """The tiny model never ends a response in two tokens, which is an alarm."""
+    command = [
+        *(sys.executable, "-m", "align", "+experiment=ppo_smollm2", "stages=[ppo]"),
+        *(f"model.path={tiny_model}", f"paths.root={tmp_path}", "~evaluation.suites.json"),
+        *("ppo.data.limit=8", "ppo.args.num_rollouts=2", "ppo.args.rollout_batch_size=4"),
+        *("ppo.args.num_mini_batches=1", "ppo.args.max_new_tokens=2", "ppo.args.bf16=false"),
+        *("ppo.args.critic_warmup_steps=0", "ppo.args.max_prompt_length=240"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    said = [" ".join(line.split()) for line in done.stderr.splitlines()]
+    assert sum(line.startswith("ppo 1 prompts are left out") for line in said) == 1
+    assert sum(line.startswith("ppo warning: ppo, step 0: only 0%") for line in said) == 1
+    (record,) = (tmp_path / "runs").glob("*/*/run.json")
+    log = record.parent / "logs/ppo.log"
+    assert f"warning: alarm/few_ended: {log} says what went wrong" in done.stdout
+    (stage,) = json.loads(record.read_text("utf-8"))["stages"]
+    assert stage["metrics"]["response/length_mean"] == 2
+    assert '"objective/kl"' in (record.parent / "MODEL_CARD.md").read_text("utf-8")
+    samples = record.parent / "stages/ppo/samples.jsonl"
+    rows = [json.loads(line) for line in samples.read_text("utf-8").splitlines()]
+    (arm,) = (tmp_path / "report/ppo_smollm2/arms").glob("*.html")
+    text = arm.read_text("utf-8")
+    assert f"KL {stage['metrics']['objective/kl']:.3g} nats a response, 2 tokens a response" in text
+    assert "warning: few_ended at step 0" in text
+    assert "what it wrote in its first rollout and in its last" in text
+    assert [row["rollout"] for row in rows] == [0] * 4 + [1] * 4

@@ -1,6 +1,7 @@
 """A process that fails says what it leaves."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from align import launch
 from conf.entry import UserError
 
 
-def failure(tmp_path: Path, code: str, **options: str) -> str:
+def failure(tmp_path: Path, code: str, **options: Callable[[], str]) -> str:
     with pytest.raises(UserError) as caught:
         launch.run([sys.executable, "-c", code], "evaluate", tmp_path / "log", **options)
     return str(caught.value)
@@ -17,7 +18,7 @@ def failure(tmp_path: Path, code: str, **options: str) -> str:
 
 def test_a_failure_says_what_is_kept_and_the_last_lines(tmp_path: Path) -> None:
     code = "print('so far'); raise SystemExit(3)"
-    told = failure(tmp_path, code, kept="the answers so far are kept")
+    told = failure(tmp_path, code, kept=lambda: "the answers so far are kept")
     assert told.startswith("evaluate failed with exit code 3; the answers so far are kept. The end")
     assert told.endswith("    so far")
     assert "nothing was kept of it" in failure(tmp_path, code)
@@ -30,3 +31,19 @@ def test_an_error_behind_a_progress_bar_is_told(tmp_path: Path) -> None:
         "'\\r 12%|#         | 1/8 [00:02<00:09,  1.3s/it]\\n'); sys.exit(2)"
     )
     assert failure(tmp_path, code).startswith("evaluate: it is too long (log: ")
+
+
+def test_warnings_and_what_a_stage_says_of_itself_are_shown_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        "print('ppo: 3 prompts are left out'); print('loading'); print('ppo_run: no'); print('a warning: no')\n"
+        "for _ in range(3): print('warning: ppo, step 2: few responses end')"
+    )
+    launch.run([sys.executable, "-c", code], "ppo", tmp_path / "log")
+    said = capsys.readouterr().err.splitlines()
+    assert said[1:-1] == [
+        "ppo        3 prompts are left out",
+        "ppo        warning: ppo, step 2: few responses end",
+    ]
+    assert (tmp_path / "log").read_text().count("warning: ppo, step 2") == 3

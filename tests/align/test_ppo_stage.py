@@ -10,7 +10,7 @@ import torch
 
 from align.artifact import SAMPLES, Job, Manifest
 from align.plan import make_plan, preflight
-from align.ppo.trainer import VALUE_MODEL
+from align.ppo.trainer import LAST, VALUE_MODEL
 from conf.entry import UserError
 from conf.schema import PPO, Align, Data, Model, Peft, Reward, Stage, Term
 
@@ -83,6 +83,10 @@ def test_the_artifact_is_a_policy_with_its_critic(
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["objective/kl"] == 0
     assert rows[0]["val/ratio_max"] == 1
+    written = [row for row in rows if "objective/kl" in row]
+    assert len(written) == 2  # one a rollout, and none again at the end
+    for name in LAST:
+        assert manifest.metrics[name] == written[-1][name]
     assert not (out / "trainer").exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from align.artifact import SAMPLES
-from align.ppo.trainer import VALUE_MODEL, PPOTrainer
+from align.ppo.trainer import LAST, VALUE_MODEL, PPOTrainer
 from conf.entry import UserError
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11], [12, 13]]
@@ -184,9 +184,10 @@ def test_a_run_goes_on_exactly_in_the_middle_of_a_rollout(tmp_path: Path, step: 
         "log_samples": 8,
     }
     whole = toys.trainer(tmp_path / "whole", toys.share_of(7), PROMPTS, **options)
-    whole.train()
+    ended = whole.train().metrics
     part = toys.trainer(tmp_path / "part", toys.share_of(7), PROMPTS, **options)
-    part.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+    again = part.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+    assert {name: again.metrics[name] for name in LAST} == {name: ended[name] for name in LAST}
     assert torch.equal(toys.weights(part.model), toys.weights(whole.model))
     assert part.ppo == whole.ppo
     for name in ("loss", "objective/kl_coef", "val/ratio_max", "learning_rate_value"):

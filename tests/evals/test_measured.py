@@ -15,9 +15,11 @@ from evals.leaderboard import Arm, boards
 from evals.report import build_report
 from evals.results import EvalResult, Score
 from evals.runs import load_runs
+from evals.site.armpage import ArmView
 from evals.site.curves import metrics_file, stage_curves
 from evals.site.graphs import Box, Spot, front, trade_chart, write_names
 from evals.site.measured import forms, texts
+from evals.site.places import places
 from evals.site.tables import records
 
 
@@ -181,8 +183,8 @@ def test_numbers_of_a_text_lead_to_its_documents(runs: Path, tmp_path: Path) -> 
     assert {"0.5000", "0.2500", f"{math.exp(9.9 / 3):.3f}"} <= numbers
 
 
-def log(runs: Path, rows: Iterator[dict[str, float]]) -> None:
-    path = metrics_file(runs, "dpo")
+def log(runs: Path, rows: Iterator[dict[str, float]], stage: str = "dpo") -> None:
+    path = metrics_file(runs, stage)
     path.parent.mkdir(parents=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
@@ -195,6 +197,52 @@ def test_curves_are_the_logged_rows_thinned_to_means(runs: Path) -> None:
     assert stage.note == ""
     assert "training from 0.6 to 0.4; held-out from 0.25 to 0.25" in chart  # means of 5 rows
     assert chart.count(" L ") < 500
+
+
+def trained_by_ppo(runs: Path, **metrics: float | None) -> None:
+    record = json.loads((runs / "run.json").read_text("utf-8"))
+    record["stages"][0] |= {"stage": "ppo", "metrics": metrics}
+    (runs / "run.json").write_text(json.dumps(record), "utf-8")
+
+
+def facts_of_ppo(runs: Path, **metrics: float | None) -> list[str]:
+    trained_by_ppo(runs, **metrics)
+    (place,) = places(boards(load_runs(runs)), {})
+    # After method, rows, source and parameters, before the time.
+    return ArmView(place).steps[-1].facts[4:-1]
+
+
+def test_the_box_of_ppo_has_its_last_rollout(runs: Path) -> None:
+    last = {"objective/scores": 0.85, "objective/kl": 1.3, "response/length_mean": 24.0}
+    told = "last rollout: reward 0.85, KL 1.3 nats a response, 24 tokens a response"
+    held_out = {"eval_reward": 0.8125, "eval_reward_stderr": 0.03, "alarm/few_ended": 12.0}
+    assert facts_of_ppo(runs, **last) == [told]
+    assert facts_of_ppo(runs, **last, **held_out, **{"response/eos_rate": 0.05}) == [
+        f"{told}, 5.0 % ended",
+        "held-out reward 0.812 ± 0.03",
+        "warning: few_ended at step 12",
+    ]
+    assert facts_of_ppo(runs, **{"objective/scores": None, "train_loss": 0.1}) == []
+
+
+def test_ppo_is_shown_by_its_reward_and_not_by_its_loss(runs: Path) -> None:
+    """Only the first step of a rollout has the rollout's numbers."""
+    trained_by_ppo(runs)
+    rows = [{"step": step, "loss": 9.0, "policy/clipfrac_avg": 0.1 * step} for step in range(1, 5)]
+    rows[0] |= {"objective/scores": 0.5, "objective/kl": 0.0, "val/explained_variance": math.nan}
+    rows[2] |= {"objective/scores": 0.75, "objective/kl": 2.5, "val/explained_variance": 0.3}
+    held_out = {"step": 4, "eval_reward": 0.6, "eval_length_mean": 20.0, "eval_loss": 9.0}
+    log(runs, iter([*rows, held_out]), "ppo")
+    (stage,) = stage_curves(only_arm(runs), "x")
+    told = [re.findall(r'aria-label="([^"]*)"', chart)[0] for chart in stage.charts]
+    assert told == [
+        "reward over steps: training from 0.5 to 0.75; held-out from 0.6 to 0.6",
+        "KL, nats a response over steps: training from 0 to 2.5",
+        "tokens a response over steps: held-out from 20 to 20",
+        "critic: variance explained over steps: training from 0.3 to 0.3",
+        "share of clipped ratios over steps: training from 0.1 to 0.4",
+    ]
+    assert stage.note == "1 logged rows hold a number that is not finite, which is not drawn"
 
 
 def test_a_run_without_a_log_says_so(runs: Path) -> None:

@@ -130,6 +130,9 @@ def test_a_result_that_is_none(tmp_path: Path) -> None:
         (-0.05, -0.01, "gain", True, "worse"),
         (-0.05, -0.01, "gain", False, "better"),
         (-0.01, 0.05, "gain", True, "inconclusive"),
+        (0.0, 0.0, "gain", True, "unchanged"),
+        (0.0, 0.0, "gain", False, "unchanged"),  # -0.0
+        (0.0, 0.0, "retention", True, "retained"),
         (-0.02, 0.05, "retention", True, "retained"),
         (-0.02, -0.01, "retention", True, "retained"),  # a loss, but surely below the margin
         (-0.20, -0.01, "retention", True, "forgotten"),
