@@ -34,7 +34,7 @@ from reward.store import read_json, write_json
 
 ARMS = ("ours", "trl")
 STEADY = (
-    1.1  # the peer's slowest round over its fastest; beyond it the machine was too busy to compare
+    1.1  # an arm's slowest round over its fastest; beyond it the machine was too busy to compare
 )
 
 
@@ -208,9 +208,9 @@ def table(every: dict[str, dict[str, list[dict[str, float]]]]) -> str:
 
 def _ratio(found: dict[str, list[dict[str, float]]]) -> str:
     totals = {arm: [run["total"] for run in found[arm]] for arm in ARMS}
-    spread = max(totals["trl"]) / min(totals["trl"])
-    if spread > STEADY:
-        return f"unstable: TRL's rounds differ by {spread - 1:.0%}"
+    for arm in ARMS:
+        if (spread := max(totals[arm]) / min(totals[arm])) > STEADY:
+            return f"unstable: the rounds of {arm} differ by {spread - 1:.0%}"
     return f"**{min(totals['trl']) / min(totals['ours']):.2f}×**"
 
 
