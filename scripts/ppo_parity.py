@@ -17,19 +17,25 @@ from align.ppo.batches import pack
 from align.ppo.config import PPOConfig
 from align.ppo.model import token_logp
 from align.ppo.sampling import open_sampler
+from conf.entry import plainly
 
 QUESTIONS = ["What is a tide?", "Name three rivers.", "Why is the sky blue?", "Tell me of Ada."]
 
 
 def main() -> None:
-    """Hand the model over, draw four responses, and compare."""
+    """Hand a model over, draw four responses, and compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("url")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--tokens", type=int, default=32)
-    asked = parser.parse_args()
+    with plainly():
+        compare(parser.parse_args())
+
+
+def compare(asked: argparse.Namespace) -> None:
+    """Print a response of the server and how far its numbers are off."""
     tokenizer = AutoTokenizer.from_pretrained(asked.model)
     policy = AutoModelForCausalLM.from_pretrained(asked.model, dtype=asked.dtype).eval()
     prompts = [
@@ -41,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         args = PPOConfig(
             output_dir=str(Path(folder)), engine="vllm", vllm_url=asked.url, temperature=asked.temperature,
-            max_new_tokens=asked.tokens, use_cpu=not torch.cuda.is_available(),
+            max_prompt_length=max(map(len, prompts)), max_new_tokens=asked.tokens, use_cpu=not torch.cuda.is_available(),
         )  # fmt: skip
         policy.to(args.device)
         sampler = open_sampler(policy, tokenizer, args, Accelerator(), contextlib.nullcontext)
