@@ -49,7 +49,7 @@ class Scorer:
 
     Args:
         model: also within PEFT or DDP. Its device, number format and autocast context are used as they are.
-        tokens: read at once, at least; more when one sequence is longer.
+        tokens: read at once, at most, unless one sequence is longer.
 
     Raises:
         UserError: for an encoder-decoder and a model without a language-modelling head.
@@ -197,14 +197,10 @@ class Scorer:
             try:
                 packed = self._states(rows, form)[0]
             except (
-                AttributeError,
-                IndexError,
-                KeyError,
-                RuntimeError,
-                TypeError,
-                ValueError,
-            ) as error:
-                return f"it does not take a tree ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+                Exception
+            ) as error:  # whatever a model's own code makes of arguments that it does not expect
+                said = str(error).splitlines() or [type(error).__name__]
+                return f"it does not take a tree ({said[0]})"
             separate = [self._states([row], Form.plain)[0] for row in trees.alone(sequences)]
         numbers = [row.members[0] for row in trees.alone(sequences)]
         by_member = dict(zip(rows[0].members, rows[0].places, strict=True))

@@ -99,7 +99,7 @@ def assert_equal(model: Any, scorer: Scorer, seed: int = 0) -> None:
 def test_equals_separate_passes(family: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = model_of(family)
     assert_equal(model, Scorer(model, tokens=300))
-    assert capsys.readouterr().err == ""  # none of them falls back
+    assert "common prompts" not in capsys.readouterr().err  # none of them falls back
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -235,7 +235,7 @@ def test_others_fall_back_and_say_so_once(
 def test_a_window_longer_than_every_sequence_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     model = model_of("mistral", sliding_window=400)
     assert_equal(model, Scorer(model))
-    assert capsys.readouterr().err == ""
+    assert "common prompts" not in capsys.readouterr().err
 
 
 def test_an_adapter_is_scored_and_trained() -> None:
