@@ -1,6 +1,7 @@
 """The scorer against separate forward passes of every family, in float32."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -392,3 +393,19 @@ def test_another_attention_than_that_of_the_blocks_fails() -> None:
     (row,) = trees.pack([np.arange(1, 9), np.array([1, 2, 3, 11])], 100)
     with pytest.raises(RuntimeError, match="size"):
         model(**inputs([row], Form.blocks, model))
+
+
+def test_a_model_in_ddp_is_scored_and_trained(tmp_path: Path) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = model_of("llama")
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        assert_equal(model, Scorer(wrapped))
+        gradients = []
+        for each in (model, wrapped):
+            found = Scorer(each, tokens=4096).log_probs(*questions())
+            gradients.append(gradient_of(model, torch.cat([x for part in found for x in part])))
+        assert torch.equal(*gradients)
+    finally:
+        torch.distributed.destroy_process_group()
