@@ -295,6 +295,9 @@ class Suite:
     clusters: dict[str, str] = field(default_factory=dict)
     max_length: int = 1024  # kind text: tokens of a window
     batch_size: int = 8
+    # kind tasks: log-likelihoods from prefixes that requests have in common, this many tokens at a time, equal to
+    # lm-eval's up to rounding; None: lm-eval's batches, and its last digit
+    tokens_at_once: int | None = None
 
 
 @dataclass

@@ -190,6 +190,7 @@ def settings(
         "dtype": dtype,
         "softmax_dtype": SOFTMAX_DTYPE,
         "batch_size": suite.batch_size,
+        **({"tokens_at_once": suite.tokens_at_once} if suite.tokens_at_once else {}),
         "source": suite.source.value,
         "limit": suite.limit,
         "sample_seed": suite.sample_seed,
@@ -264,7 +265,8 @@ def score(
 ) -> tuple[list[Score], dict[str, str]]:
     """Score an opened model on loaded groups: the scores, and the name of each group's sample file.
 
-    Every number is lm-eval's own, to the last digit, under its own seeds and defaults; see docs/evaluation.md.
+    Every number is lm-eval's own, to the last digit, under its own seeds and defaults; see docs/evaluation.md. With
+    `suite.tokens_at_once` log-likelihoods are those of docs/scorer.md.
     """
     import lm_eval
     from lm_eval.defaults import DEFAULT_OTHER_SEED
@@ -278,6 +280,7 @@ def score(
             task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED + suite.sample_seed)
     lm = Backend(
         Answers(answers_file(subject.cache, subject.request.key(subject.cache))),
+        tokens=suite.tokens_at_once,
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=suite.batch_size,

