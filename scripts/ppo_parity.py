@@ -46,9 +46,14 @@ def compare(asked: argparse.Namespace) -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         args = PPOConfig(
-            output_dir=str(Path(folder)), engine="vllm", vllm_url=asked.url, temperature=asked.temperature,
-            max_prompt_length=max(map(len, prompts)), max_new_tokens=asked.tokens, use_cpu=not torch.cuda.is_available(),
-        )  # fmt: skip
+            output_dir=str(Path(folder)),
+            engine="vllm",
+            vllm_url=asked.url,
+            temperature=asked.temperature,
+            max_prompt_length=max(map(len, prompts)),
+            max_new_tokens=asked.tokens,
+            use_cpu=not torch.cuda.is_available(),
+        )
         policy.to(args.device)
         sampler = open_sampler(policy, tokenizer, args, Accelerator(), contextlib.nullcontext)
         sampler.sync()
