@@ -13,6 +13,8 @@ from reward.prompts import Asked
 from reward.records import Prompt
 from reward.store import content_key
 
+_STRIDE = 16  # tokens after which rows that have ended leave the batch
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -97,21 +99,50 @@ class Generator:
             seeds: one for each prompt.
         """
         import torch
-        from transformers import LogitsProcessorList
 
         width = max(map(len, prompts))
         # On the left, so that every row goes on at the same place.
         rows = [[self._pad] * (width - len(ids)) + ids for ids in prompts]
         is_token = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
         device = self._model.device
+        ids, mask = (torch.tensor(each, device=device) for each in (rows, is_token))
+        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        found: list[list[int]] = [[] for _ in prompts]
+        going, cache = list(range(len(prompts))), None
+        stride = _STRIDE if _can_leave(self._model) else self.max_new_tokens
         with torch.inference_mode():
-            output = self._model.generate(
-                input_ids=torch.tensor(rows, device=device),
-                attention_mask=torch.tensor(is_token, device=device),
-                logits_processor=LogitsProcessorList(self._processors(seeds, device)),
-                synced_gpus=False,  # the weights are whole here, so no process waits for another
-            )
-        return [self._ended(ids) for ids in output[:, width:].tolist()]
+            for done in range(0, self.max_new_tokens, stride):
+                steps = min(stride, self.max_new_tokens - done)
+                ids, cache = self._continued(
+                    ids, mask, cache, steps, [generators[i] for i in going]
+                )
+                for row, new in zip(going, ids[:, width + done :].tolist(), strict=True):
+                    found[row] += self._ended(new)
+                left = [at for at, row in enumerate(going) if not self.is_ended(found[row])]
+                if not left or done + steps == self.max_new_tokens:
+                    break
+                going = [going[at] for at in left]
+                kept = torch.tensor(left, device=device)
+                ids, mask = ids[kept], torch.nn.functional.pad(mask[kept], (0, steps), value=1)
+                cache.batch_select_indices(kept)
+        return found
+
+    def _continued(
+        self, ids: Any, mask: Any, cache: Any, steps: int, generators: Sequence[Any]
+    ) -> tuple[Any, Any]:
+        """The rows with what comes next, and the cache of them."""
+        from transformers import LogitsProcessorList
+
+        output = self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=steps,
+            logits_processor=LogitsProcessorList(self._processors(generators)),
+            return_dict_in_generate=True,
+            synced_gpus=False,  # the weights are whole here, so no process waits for another
+        )
+        return output.sequences, output.past_key_values
 
     def _ended(self, ids: list[int]) -> list[int]:
         end = next((place for place, token in enumerate(ids) if token in self._ends), len(ids))
@@ -126,7 +157,7 @@ class Generator:
         """Whether the model ended by itself what `tokens` gave."""
         return ids[-1] in self._ends
 
-    def _processors(self, seeds: Sequence[int], device: Any) -> list[Any]:
+    def _processors(self, generators: Sequence[Any]) -> list[Any]:
         from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
         if self._temperature == 0:
@@ -134,23 +165,29 @@ class Generator:
         return [
             *([TemperatureLogitsWarper(self._temperature)] if self._temperature != 1 else []),
             *([TopPLogitsWarper(self._top_p)] if self._top_p < 1 else []),
-            race(seeds, device),
+            race(generators),
         ]
 
 
-def race(seeds: Sequence[int], device: Any) -> Callable[[Any, Any], Any]:
+def _can_leave(model: Any) -> bool:
+    """Whether rows can be taken out of the model's cache: where every layer keeps all keys and values."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    is_whole = kinds == {"full_attention"} and not getattr(model, "_is_stateful", False)
+    return is_whole and getattr(config, "sliding_window", None) is None
+
+
+def race(generators: Sequence[Any]) -> Callable[[Any, Any], Any]:
     """A logits processor after which the highest score is a draw from the softmax.
 
     With waiting times e ~ Exp(1), the token with the smallest e/p is a draw from p: the Gumbel-max trick. A small
     change of p, such as rounding, rarely changes who wins.
 
     Args:
-        seeds: one for each row of the batch.
-        device: where the scores are; its kind is part of what the random numbers depend on.
+        generators: of random numbers, one for each row of the batch, on the device of the scores; its kind is part of
+            what the numbers depend on.
     """
     import torch
-
-    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def with_noise(_: Any, scores: Any) -> Any:
         """Scores (rows, vocabulary) in float32 with the noise of each row."""

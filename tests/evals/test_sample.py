@@ -1,5 +1,6 @@
 """Sampling from a tiny model, against transformers by hand on single unpadded prompts."""
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -113,7 +114,9 @@ def test_draws_follow_the_softmax() -> None:
 
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
     n = 4000
-    scores = race(range(n), "cpu")(None, probabilities.log().expand(n, -1))
+    scores = race([torch.Generator().manual_seed(seed) for seed in range(n)])(
+        None, probabilities.log().expand(n, -1)
+    )
     counts = scores.argmax(-1).bincount(minlength=5)
     assert counts[4] == 0
     assert chisquare(counts[:4], n * probabilities[:4]).pvalue > 0.001
@@ -325,3 +328,30 @@ def test_a_killed_command_leaves_whole_rows_and_is_continued(
     assert done.returncode == 2
     assert "2 equal completions" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_rows_that_have_ended_leave_the_batch(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When they leave changes no token, and the model computes for those alone that go on."""
+    from evals import generate
+
+    model, tokenizer = copy.deepcopy(loaded[0]), loaded[1]
+    model.generation_config.eos_token_id = list(range(2, 9))  # so that some rows end early
+    prompts, seeds = [[5 + i] * (1 + i % 3) for i in range(8)], list(range(8))
+    seen: list[tuple[int, int]] = []
+    model.register_forward_pre_hook(
+        lambda _, __, named: seen.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    found, read = {}, {}
+    for stride in (1, 4, 16, 100):
+        monkeypatch.setattr(generate, "_STRIDE", stride)
+        seen.clear()
+        found[stride] = generate.Generator(model, tokenizer, 1.0, 1.0, 40).tokens(prompts, seeds)
+        read[stride] = sum(rows for rows, _ in seen)
+    lengths = {len(ids) for ids in found[16]}
+    assert len(lengths) > 2
+    assert max(lengths) > 16
+    assert found[1] == found[4] == found[16] == found[100]
+    assert read[1] < read[4] < read[16] < read[100]
+    assert read[1] == sum(map(len, found[1]))
