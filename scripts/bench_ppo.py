@@ -107,7 +107,7 @@ def prepared(arm: str, case: Case, out: str, clock: Clock) -> tuple[Any, list[in
     """A trainer with the clock in it, and a list that gets the length of each response."""
     made, lengths = models(case), []
     if arm == "ours":
-        trainer = ours(case, made, out)
+        trainer = ours(case, made, out, temperature=case.temperature)
         collector = trainer.collector
         drawn = collector.sampler.sample
 

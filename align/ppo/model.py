@@ -93,15 +93,19 @@ def token_logp(
     The head sees only the N states that are asked for, not all B·S: their logits are most of what PPO costs in memory.
     """
     with _only_at(policy.get_output_embeddings(), rows, cols):
-        logits = policy(input_ids=ids, use_cache=False).logits.float() / temperature  # (N, V)
+        logits = policy(input_ids=ids, use_cache=False).logits.float()  # (N, V)
+    if temperature != 1:  # or it would be one more tensor of this size
+        logits = logits / temperature
     # What is kept for the backward pass is one tensor of this size; `logsumexp` would keep another.
     every = logits.log_softmax(dim=-1)
     del logits
     logp = every.gather(-1, ids[rows, cols + 1, None]).squeeze(-1)
     if not with_entropy:
         return logp, None
-    with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_learns):
+    if entropy_learns:
         return logp, -(every.exp() * every).sum(dim=-1)
+    with torch.no_grad():
+        return logp, -every.exp().mul_(every).sum(dim=-1)
 
 
 @contextlib.contextmanager
