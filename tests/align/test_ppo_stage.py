@@ -134,7 +134,7 @@ def test_what_cannot_work_is_refused_before_anything_loads(config: Align) -> Non
     config.ppo = whole
     refused(
         config,
-        "gradient_accumulation_steps must be 1",
+        "gradient_accumulation_steps=2 must be 1",
         args=ARGS | {"gradient_accumulation_steps": 2},
     )
     config.ppo = whole
