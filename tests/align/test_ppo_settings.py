@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ppo_toys as toys
 import pytest
@@ -13,11 +13,9 @@ from align.ppo.batches import Sample
 from align.ppo.collect import questions_of
 from align.ppo.rollout import Judged, Rollout, build
 from align.ppo.scores import shape
+from align.ppo.trainer import PPOTrainer
 from align.ppo.update import token_weights
 from conf.entry import UserError
-
-if TYPE_CHECKING:
-    from align.ppo.trainer import PPOTrainer
 
 # A short response that was cut off, and a longer one that ended: what a padded width cannot tell apart.
 SAMPLES = [Sample([3], [5, 6], False), Sample([3, 4], [5, 6, 1], True)]
@@ -206,3 +204,71 @@ def test_a_resumed_log_has_what_was_noted_before(tmp_path: Path) -> None:
     kept = [name for name in theirs if not name.startswith(("time/", "perf/", "loss", "grad"))]
     assert len(kept) > 30
     assert [ours[name] for name in kept] == [theirs[name] for name in kept]
+
+
+def test_without_a_learning_rate_nothing_moves(tmp_path: Path) -> None:
+    """T21. And every mean is over what was really computed."""
+    trainer = toys.trainer(
+        tmp_path,
+        toys.share_of(7),
+        num_rollouts=2,
+        num_mini_batches=4,
+        learning_rate=0.0,
+        value_learning_rate=0.0,
+    )
+    before = toys.weights(trainer.model).clone()
+    trainer.train()
+    assert torch.equal(toys.weights(trainer.model), before)
+    rows = [row for row in trainer.state.log_history if "val/ratio" in row]
+    assert len(rows) == 2 * 2 * 4
+    for row in rows:
+        assert row["val/ratio"] == pytest.approx(1, abs=1e-6)
+        assert row["policy/clipfrac_avg"] == 0
+
+
+def test_weight_decay_is_what_was_asked_for(tmp_path: Path) -> None:
+    """T50. Biases and norms are left out; without it, AdamW's own default of 0.01 would act."""
+    for asked in (0.0, 0.1):
+        trainer = toys.trainer(tmp_path, toys.share_of(7), weight_decay=asked)
+        groups = trainer.create_optimizer().param_groups
+        assert {group["part"] for group in groups} == {"policy", "value"}
+        assert {group["weight_decay"] for group in groups} == {0.0, asked}
+        held = [p for group in groups for p in group["params"]]
+        assert len(held) == len({*map(id, held)}) == len(list(trainer.model.parameters()))
+        norms = [p for group in groups if group["weight_decay"] == 0 for p in group["params"]]
+        assert not asked or all(p.ndim == 1 for p in norms)
+
+
+def test_callbacks_hear_what_a_trainer_tells(tmp_path: Path) -> None:
+    """T32."""
+    from transformers import TrainerCallback
+
+    heard: list[str] = []
+
+    class Ear(TrainerCallback):
+        def on_event(self, event: str) -> None:
+            heard.append(event)
+
+    for name in ("train_begin", "step_begin", "step_end", "evaluate", "save", "log", "train_end"):
+        setattr(Ear, f"on_{name}", lambda self, *_, name=name, **__: self.on_event(name))
+    options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 4}
+    policy, value, reference = toys.models()
+    asked = toys.questions([[3, 4, 5]])
+    trainer = PPOTrainer(
+        policy,
+        value,
+        reference,
+        toys.tokenizer(),
+        asked,
+        toys.rewarded(toys.share_of(7)),
+        toys.settings(tmp_path, num_rollouts=1, **options),
+        asked,
+        [Ear()],
+    )
+    trainer.train()
+    assert heard[0] == "train_begin"
+    assert heard[-1] == "train_end"
+    assert heard.count("step_begin") == heard.count("step_end") == 4
+    assert heard.count("evaluate") == 1
+    assert heard.count("save") == 2
+    assert heard.count("log") == 4 + 1 + 1  # steps, evaluation, the end
