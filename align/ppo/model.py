@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from align.ppo import logprobs
+
 Wanted = Literal["both", "policy", "value"]
 
 
@@ -56,7 +58,7 @@ class PolicyValue(nn.Module):
             wanted: which of the two models to run.
             temperature: the logits are divided by it, as they were when the tokens were drawn.
             with_entropy: also the entropy.
-            entropy_learns: with its gradient, for which a second tensor of all logits is kept.
+            entropy_learns: with its gradient.
         """
         logp = entropy = values = None
         if wanted != "value":
@@ -93,19 +95,12 @@ def token_logp(
     The head sees only the N states that are asked for, not all B·S: their logits are most of what PPO costs in memory.
     """
     with _only_at(policy.get_output_embeddings(), rows, cols):
-        logits = policy(input_ids=ids, use_cache=False).logits.float()  # (N, V)
-    if temperature != 1:  # or it would be one more tensor of this size
-        logits = logits / temperature
-    # What is kept for the backward pass is one tensor of this size; `logsumexp` would keep another.
-    every = logits.log_softmax(dim=-1)
-    del logits
-    logp = every.gather(-1, ids[rows, cols + 1, None]).squeeze(-1)
+        logits = policy(input_ids=ids, use_cache=False).logits  # (N, V)
+    tokens = ids[rows, cols + 1]
     if not with_entropy:
-        return logp, None
-    if entropy_learns:
-        return logp, -(every.exp() * every).sum(dim=-1)
-    with torch.no_grad():
-        return logp, -every.exp().mul_(every).sum(dim=-1)
+        return logprobs.token_logp(logits, tokens, temperature), None
+    logp, entropy = logprobs.token_logp_and_entropy(logits, tokens, temperature)
+    return logp, entropy if entropy_learns else entropy.detach()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """PPO's trainer on toys: optima that are known, invariances, checkpoints."""
 
 import math
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,16 @@ def reward_of(trainer: PPOTrainer) -> float:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_policy_learns_a_frequency_and_the_critic_follows(tmp_path: Path, seed: int) -> None:
-    """T40, T44. Without an end token the response has eight tokens, of which all should be t7."""
+    """T40, T44. All of eight tokens should be t7: ending early loses the rest."""
+    draw = random.Random(seed)
+    prompts = [[draw.randrange(2, 16) for _ in range(draw.randrange(2, 7))] for _ in range(256)]
     trainer = toys.trainer(
-        tmp_path, toys.share_of(7), seed=seed, num_rollouts=30, missing_eos_penalty=None
+        tmp_path, lambda ids: ids.count(7) / 8, prompts, seed=seed, num_rollouts=30
     )
-    without_end(trainer)
     trainer.train()
     assert logged(trainer, "objective/scores")[0] < 0.2
     assert reward_of(trainer) > 0.9
-    # T44 asks for more than 0.5. This critic averages about 0.4: see the limits in docs/ppo.md.
-    assert sum(logged(trainer, "val/explained_variance")[-15:]) / 15 > 0.3
+    assert min(logged(trainer, "val/explained_variance")[-5:]) > 0.5
 
 
 def without_end(trainer: PPOTrainer) -> None:
