@@ -20,13 +20,15 @@ class Wanted(NamedTuple):
     states: Tensor  # (N,) where the states are, in the flattened batch
     pairs: np.ndarray  # (M,) which of the N states predicts each token; ascending
     tokens: Tensor  # (M,)
+    with_statistics: bool = False  # of the states' distributions, without gradients
 
 
 class Found(NamedTuple):
-    """What the head says of M tokens."""
+    """What the head says of M tokens, and of the distributions by which it says it (NaN where nobody asked)."""
 
     logp: Tensor  # (M,) log-probability, float32
     is_best: Tensor  # (M,) whether no token is likelier; the first of equals
+    statistics: Tensor  # (M, 3): entropy in nats, mean logit, log Σ p²
 
 
 @dataclass(frozen=True)
@@ -120,22 +122,38 @@ def by_head(head: nn.Linear, shaping: Shaping, states: Tensor, wanted: Wanted) -
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
     )
     bias = None if head.bias is None else head.bias.to(dtype)
-    logp, is_best = _ByHead.apply(  # type: ignore[no-untyped-call]
-        states.to(dtype), head.weight.to(dtype), bias, wanted.pairs, wanted.tokens, shaping
+    found = _ByHead.apply(  # type: ignore[no-untyped-call]
+        states.to(dtype), head.weight.to(dtype), bias, wanted, shaping
     )
-    return Found(logp, is_best)
+    return Found(*found)
 
 
 def by_logits(logits: Tensor, wanted: Wanted) -> Found:
     """Score tokens by a model's own logits (N, V)."""
     pairs = torch.from_numpy(wanted.pairs).to(logits.device)
     step = max(1, _CHUNK_VALUES // logits.shape[-1])
-    totals, best = [], []
+    totals, best, described = [], [], []
     for part in torch.split(logits, step):
         totals.append(part.float().logsumexp(-1))
         best.append(part.detach().argmax(-1))
+        described.append(_described(part.detach().float(), wanted.with_statistics))
     logp = logits[pairs, wanted.tokens].float() - torch.cat(totals)[pairs]
-    return Found(logp, torch.cat(best)[pairs] == wanted.tokens)
+    is_best = torch.cat(best)[pairs] == wanted.tokens
+    return Found(logp, is_best, torch.cat(described)[pairs])
+
+
+def _described(logits: Tensor, is_wanted: bool) -> Tensor:
+    """Entropy, mean logit and log Σ p² of rows of logits (S, V); shape (S, 3). Twice their memory."""
+    found = logits.new_full((len(logits), 3), torch.nan)
+    if not is_wanted:
+        return found
+    found[:, 1] = logits.mean(-1)
+    below = logits - logits.amax(-1, keepdim=True)
+    weights = below.exp()
+    total = weights.sum(-1)
+    found[:, 0] = total.log() - torch.linalg.vecdot(weights, below) / total
+    found[:, 2] = torch.linalg.vecdot(weights, weights).log() - 2 * total.log()
+    return found
 
 
 def _linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -188,17 +206,19 @@ class _ByHead(torch.autograd.Function):
         states: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        pairs: np.ndarray,
-        tokens: Tensor,
+        wanted: Wanted,
         shaping: Shaping,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        pairs, tokens = wanted.pairs, wanted.tokens
         logp = torch.empty(len(tokens), device=states.device)
+        statistics = torch.empty(len(tokens), 3, device=states.device)
         is_best = torch.empty(len(tokens), dtype=torch.bool, device=states.device)
         totals = torch.empty(len(states), device=states.device)
         for rows, span, state, token, logits in _chunks(
             states, weight, bias, pairs, tokens, shaping
         ):
             chosen = logits[state, token]
+            statistics[span] = _described(logits, wanted.with_statistics)[state]
             highest, where = logits.max(-1)
             total = logits.sub_(highest[:, None]).exp_().sum(-1).log_().add_(highest)
             totals[rows] = total
@@ -206,12 +226,12 @@ class _ByHead(torch.autograd.Function):
             is_best[span] = where[state] == token
         ctx.save_for_backward(states, weight, bias, tokens, totals)
         ctx.pairs, ctx.shaping = pairs, shaping
-        ctx.mark_non_differentiable(is_best)
-        return logp, is_best
+        ctx.mark_non_differentiable(is_best, statistics)
+        return logp, is_best, statistics
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Any, ...]:
         states, weight, bias, tokens, totals = ctx.saved_tensors
         of_states, of_weight, of_bias = ctx.needs_input_grad[:3]
         pairs = torch.from_numpy(ctx.pairs).to(states.device)
@@ -234,7 +254,7 @@ class _ByHead(torch.autograd.Function):
                 torch.mm(slope, weight, out=d_states[rows])
             if d_weight is not None:
                 _add_product_(d_weight, slope, states[rows])
-        return d_states, _as(d_weight, weight), _as(d_bias, bias), None, None, None
+        return d_states, _as(d_weight, weight), _as(d_bias, bias), None, None
 
 
 def _add_product_(total: Tensor, slope: Tensor, states: Tensor) -> None:

@@ -32,7 +32,7 @@ def unwrapped(model: Any) -> Any:
     """The model of transformers inside DDP, DeepSpeed and PEFT."""
     while hasattr(model, "module"):
         model = model.module
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def obstacle(model: Any, longest: int) -> str | None:

@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from align.artifact import METRICS, Job, Manifest
@@ -28,8 +29,9 @@ PEFT_CONFIGS = {"lora": "LoraConfig"}
 def run_stage(
     job: Job,
     config_class: type[Any],
-    trainer_class: type[Any],
+    trainer_class: Callable[..., Any],
     task_type: str,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
     callbacks: Sequence[Any] = (),
     finish: Callable[[Any], None] = lambda trainer: None,
 ) -> None:
@@ -37,8 +39,9 @@ def run_stage(
 
     Args:
         job: what to train; `job.out` exists and is empty.
-        config_class, trainer_class: TRL's.
+        config_class, trainer_class: TRL's, or made from TRL's.
         task_type: PEFT's name of the task, CAUSAL_LM or SEQ_CLS.
+        defaults: arguments where the user gives none.
         callbacks: further ones for the trainer.
         finish: what else is done with the trainer, on every rank, before its model is saved.
     """
@@ -48,7 +51,7 @@ def run_stage(
     held_out = Version.load(job.eval_data) if job.eval_data else None
     trainer = trainer_class(
         model=local_path(job.model, job.cache),
-        args=config_class(**arguments(job, task_type, rows.is_ordered)),
+        args=config_class(**{**defaults, **arguments(job, task_type, rows.is_ordered)}),
         train_dataset=dataset(rows, job.out / "trainer"),
         eval_dataset=dataset(held_out, job.out / "trainer") if held_out else None,
         processing_class=tokenizer,

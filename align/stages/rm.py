@@ -13,9 +13,11 @@ def run(job: Job) -> None:
     A start that is a reward model keeps its head; any other gets a new one. What was learned is written down for the
     check that follows: see `align.stages.rescore`.
     """
-    from trl import RewardConfig, RewardTrainer
+    from trl import RewardConfig
+
+    from align.trainers import SharedPrefixRewardTrainer
 
     def finish(trainer: Any) -> None:
         rescore.record(trainer, job.out)
 
-    run_stage(job, RewardConfig, RewardTrainer, task_type="SEQ_CLS", finish=finish)
+    run_stage(job, RewardConfig, SharedPrefixRewardTrainer, task_type="SEQ_CLS", finish=finish)

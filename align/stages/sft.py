@@ -6,6 +6,8 @@ from align.stages.common import run_stage
 
 def run(job: Job) -> None:
     """Maximise the likelihood of the assistant's turns; the prompt carries no loss."""
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
-    run_stage(job, SFTConfig, SFTTrainer, task_type="CAUSAL_LM")
+    from align.trainers import SharedPrefixSFTTrainer
+
+    run_stage(job, SFTConfig, SharedPrefixSFTTrainer, task_type="CAUSAL_LM")

@@ -1,0 +1,45 @@
+"""TRL's trainers, with what the rows of a batch have in common read once."""
+
+from typing import Any
+
+from trl import DPOTrainer, RewardTrainer, SFTTrainer
+
+from align.prefixes import share_in_classifier, share_in_language_model
+from align.references import References
+
+
+class SharedPrefixDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl is untyped here
+    """`trl.DPOTrainer`: the same losses, arguments and metrics; a pair's prompt is read once.
+
+    Args:
+        references: where reference log-probabilities are kept, for `precompute_ref_log_probs`.
+        given: TRL's own arguments.
+    """
+
+    def __init__(self, references: References, **given: Any) -> None:
+        self._references = references
+        super().__init__(**given)
+        share_in_language_model(self.model, self.accelerator.autocast)
+        if self.ref_model is not None and not self.is_deepspeed_enabled:
+            share_in_language_model(self.ref_model, self.accelerator.autocast)
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.ref_model is not None:
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+        return self._references.add(self, dataset)
+
+
+class SharedPrefixSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped here
+    """`trl.SFTTrainer`: no padding is computed, and the head sees labelled tokens only."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        share_in_language_model(self.model, self.accelerator.autocast)
+
+
+class SharedPrefixRewardTrainer(RewardTrainer):  # type: ignore[misc]  # trl is untyped here
+    """`trl.RewardTrainer`: a pair's prompt is read once, and no padding is computed."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        share_in_classifier(self.model, self.accelerator.autocast)

@@ -1,0 +1,140 @@
+"""Reads sequences through a model as rows of trees, in the fastest form that gives what separate sequences give."""
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evals import trees
+from evals.treeattention import Form, form_of, inputs, obstacle, reading
+from evals.trees import Row
+
+# A start this short is cheaper to read again than to share: without it, trees are causal and independent.
+_LEAST_SHARED = 8
+# Tokens of a row with a dense mask, unless a sequence is longer: its attention grows with the square.
+_DENSE_ROW = 512
+
+# Takes a model's arguments and places among the B·S tokens (None: all); gives their last states (N, H).
+States = Callable[[dict[str, Any], Tensor | None], Tensor]
+
+
+class TreeReader:
+    """Reads sequences through a causal model of transformers.
+
+    Args:
+        model: of transformers, not wrapped. Its device, number format and autocast context are used as they are.
+        states: runs it.
+    """
+
+    def __init__(self, model: Any, states: States) -> None:
+        self._model = model
+        self._states = states
+        self._forms: dict[Form, str | None] = {}  # tried forms, and what was wrong with them
+        self._said: set[str] = set()
+
+    def form(self, longest: int) -> Form:
+        """The form for sequences of this many tokens at most; why it is the plain one is said once."""
+        reason = obstacle(self._model, longest)
+        if reason is None:
+            form = form_of(self._model)
+            for each in dict.fromkeys([form, Form.dense]):
+                if each not in self._forms:
+                    self._forms[each] = self._trouble(each)
+                if self._forms[each] is None:
+                    return each
+            reason = self._forms[Form.dense]
+        if reason not in self._said:
+            self._said.add(str(reason))
+            name = type(self._model).__name__
+            print(
+                f"{name}: common prompts are read once for each completion, because {reason}",
+                file=sys.stderr,
+            )
+        return Form.plain
+
+    def batches(
+        self, sequences: Sequence[np.ndarray], form: Form, tokens: int | None
+    ) -> Iterator[list[Row]]:
+        """Rows that are read together.
+
+        Args:
+            sequences: token ids of each, at least one.
+            form: of the rows.
+            tokens: in a batch at most, unless a sequence is longer; None: no limit.
+        """
+        limit = sum(map(len, sequences)) * len(sequences) if tokens is None else tokens
+        if form is Form.blocks:
+            for row in trees.pack(sequences, limit, _LEAST_SHARED):
+                yield [row]
+            return
+        if form is Form.dense:
+            longest = max(map(len, sequences))
+            capacity = max(longest, min(limit, _DENSE_ROW))
+            yield from _together(trees.pack(sequences, capacity), max(1, limit // capacity))
+            return
+        for size, same in itertools.groupby(trees.alone(sequences), key=lambda row: len(row.ids)):
+            yield from _together(same, max(1, limit // size))
+
+    def states(self, rows: Sequence[Row], form: Form, places: Tensor | None = None) -> Tensor:
+        """Last states (N, H) at places among the B·S tokens of rows; all of them where none are given."""
+        with reading(self._model, form):
+            return self._states(inputs(rows, form, self._model), places)
+
+    def _trouble(self, form: Form) -> str | None:
+        """What goes wrong when a small tree is read in a form, found by reading its sequences alone too."""
+        sequences = _small_tree(self._model)
+        with torch.no_grad(), without_dropout(self._model):
+            rows = list(trees.pack(sequences, capacity=1 << 20))
+            try:
+                packed = self.states(rows, form)
+            except (
+                Exception
+            ) as error:  # whatever a model's own code makes of arguments that it does not expect
+                said = str(error).splitlines() or [type(error).__name__]
+                return f"it does not take a tree ({said[0]})"
+            separate = [self.states([row], Form.plain) for row in trees.alone(sequences)]
+        numbers = [row.members[0] for row in trees.alone(sequences)]
+        by_member = dict(zip(rows[0].members, rows[0].places, strict=True))
+        ours = torch.cat([packed[torch.from_numpy(by_member[n])] for n in numbers]).float()
+        theirs = torch.cat(separate).float()
+        within = 1e-4 if packed.dtype == torch.float32 else 5e-2
+        if ((ours - theirs).norm(dim=-1) <= within * theirs.norm(dim=-1)).all():
+            return None
+        return "its states in a tree are not those of separate sequences"
+
+
+def _small_tree(model: Any) -> list[np.ndarray]:
+    """Three sequences with a common start, two of them with a longer one."""
+    size = model.get_input_embeddings().num_embeddings
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 100
+    stem = np.arange(1, min(100, limit - 3)) * 7 % size
+    ends = [np.array(ids) % size for ids in ([3, 5, 8], [4, 6], [9, 2, 1, 11])]
+    return [np.concatenate([stem[: len(stem) - 4 * (n == 2)], end]) for n, end in enumerate(ends)]
+
+
+def _together(rows: Iterator[Row], count: int) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == count:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+@contextlib.contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, for a while; afterwards every module is as it was."""
+    trained = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in trained:
+            module.training = True
