@@ -20,7 +20,7 @@ import table
 from evaluating import Choice
 from running import ARMS, ROOT, Run, apart, has_gpu, matmul, run
 from table import Goal
-from training import Training
+from training import BATCH, Training
 
 from conf.entry import UserError, plainly
 from evals.provenance import provenance
@@ -115,24 +115,23 @@ def compared(name: str, given: argparse.Namespace, out: Path) -> str:
     """The section of a workload."""
     workload = WORKLOADS[name]
     rows = given.rows or workload.rows
+    if any(goal.measure == _STEPS for goal in workload.goals) and rows <= BATCH:
+        raise UserError(f"{name}: the first step is not counted, so --rows must be above {BATCH}")
     prepared, runs = measured(name, workload, rows, given, out)
     _keep(out, runs)
     problems = prepared.problems(runs)
-    goals = workload.goals
-    if has_gpu():  # there the wall clock counts
-        goals = tuple(
-            dataclasses.replace(goal, measure=goal.measure.replace("CPU s", "wall s"))
-            for goal in goals
-        )
-        goals = tuple(
-            dataclasses.replace(
-                goal, measure=goal.measure.replace("peak memory", "peak GPU memory")
-            )
-            for goal in goals
-        )
+    goals = [_of_machine(goal) for goal in workload.goals]
     shown = table.markdown(prepared.measures(runs), goals, problems)
     notes = "\n".join(f"- {note}" for note in prepared.notes(runs, given.threads))
     return f"### {name}\n\n{workload.meaning}; {rows} rows\n\n{shown}\n\n{notes}\n"
+
+
+def _of_machine(goal: Goal) -> Goal:
+    """On a GPU the wall clock counts, and the memory that is held there."""
+    if not has_gpu():
+        return goal
+    measure = goal.measure.replace("CPU s", "wall s").replace("peak memory", "peak GPU memory")
+    return dataclasses.replace(goal, measure=measure)
 
 
 def curve(name: str, given: argparse.Namespace, out: Path) -> str:
@@ -170,8 +169,11 @@ def _machine(given: argparse.Namespace) -> str:
     versions = ", ".join(
         f"{name} {found['versions'][name]}" for name in ("torch", "transformers", "trl", "lm-eval")
     )
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    named = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    processor = named[0] if named else found["machine"]["processor"]
     return (
-        f"{found['machine']['processor']}, {found['machine']['cores']} cores, {given.threads} thread(s), "
+        f"{processor}, {found['machine']['cores']} cores, {given.threads} thread(s), "
         f"{speed['wall'] / 1e12:.2f} TFLOP/s in bfloat16; {versions}; commit {found['commit']}; "
         f"least of {given.rounds} round(s)"
     )

@@ -36,10 +36,11 @@ class Choice:
         """Write what both sides read."""
         file = Path(data[self.source])
         tasks = apart(inputs.task_folder, file, number, self.options, out)
-        folders = {"base": model}
-        if self.models != ("base",):
-            folders |= apart(inputs.further_models, model, out)
-        return Prepared(self, {name: folders[name] for name in self.models}, tasks)
+        made = {"tuned": inputs.tuned, "int8": inputs.int8}
+        folders = {
+            name: apart(made[name], model, out) if name in made else model for name in self.models
+        }
+        return Prepared(self, folders, tasks)
 
 
 @dataclass(frozen=True)

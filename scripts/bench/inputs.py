@@ -6,13 +6,14 @@ The functions import heavy libraries and are called by `running.apart`.
 import gzip
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from counting import Shape
 
 from conf.entry import UserError
+from reward.store import build_once, fingerprint
 
 _SHORT_PROMPT, _SHORT_ANSWER = 30, 150  # tokens
 
@@ -31,12 +32,6 @@ def model_folder(path: str, out: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"--model {path} must be a folder, a .gguf file or package:NAME")
     return folder
-
-
-def _quietly() -> None:
-    from reward.quiet import quiet
-
-    quiet()
 
 
 def shape(model: Path) -> Shape:
@@ -65,49 +60,70 @@ def shape(model: Path) -> Shape:
 def reward_start(model: Path, out: Path) -> Path:
     """The model with a scalar head, so that both sides begin with the same one."""
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    _quietly()
-    folder = out / "reward_start"
-    if not folder.is_dir():
+    def build(folder: Path) -> dict[str, Any]:
         torch.manual_seed(0)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = _tokenizer(model)
         made = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype="auto")
-        made.config.get_text_config().pad_token_id = (
-            tokenizer.pad_token_id or tokenizer.eos_token_id
-        )
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        made.config.get_text_config().pad_token_id = pad
         made.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return folder
+        return {}
+
+    return _built("reward_start", model, out, build)
 
 
-def further_models(model: Path, out: Path) -> dict[str, Path]:
-    """A second set of weights, as training leaves them, and the first one in int8 as a checkpoint that lm-eval opens.
+def tuned(model: Path, out: Path) -> Path:
+    """A second set of weights, as training would leave it: each moved by a hundredth of its matrix's spread.
 
-    What an evaluation costs does not depend on the weights: each of the second ones is the first one's, moved by a
-    hundredth of their spread.
+    What an evaluation costs does not depend on the weights.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
-    _quietly()
-    folders = {"tuned": out / "tuned", "int8": out / "int8"}
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    if not folders["tuned"].is_dir():
+    def build(folder: Path) -> dict[str, Any]:
         torch.manual_seed(0)
         made = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
         with torch.no_grad():
             for parameter in made.parameters():
                 if parameter.dim() > 1:
                     parameter += 0.01 * parameter.float().std() * torch.randn_like(parameter)
-        made.save_pretrained(folders["tuned"])
-        tokenizer.save_pretrained(folders["tuned"])
-    if not folders["int8"].is_dir():
+        made.save_pretrained(folder)
+        _tokenizer(model).save_pretrained(folder)
+        return {}
+
+    return _built("tuned", model, out, build)
+
+
+def int8(model: Path, out: Path) -> Path:
+    """The model in bitsandbytes' int8, as a checkpoint that lm-eval opens."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    def build(folder: Path) -> dict[str, Any]:
         options = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
         made = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, **options)
-        made.save_pretrained(folders["int8"])
-        tokenizer.save_pretrained(folders["int8"])
-    return folders
+        made.save_pretrained(folder)
+        _tokenizer(model).save_pretrained(folder)
+        return {}
+
+    return _built("int8", model, out, build)
+
+
+def _tokenizer(model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+def _built(name: str, model: Path, out: Path, build: Callable[[Path], dict[str, Any]]) -> Path:
+    """The folder made of a model, of that model's very weights."""
+    from reward.quiet import quiet
+
+    quiet()
+    return build_once(out / f"{name}-{fingerprint(model)}", build)
 
 
 # --- rows for training ---
@@ -128,10 +144,10 @@ def training_rows(
     Raises:
         UserError: when the source has fewer.
     """
-    from transformers import AutoTokenizer
+    from reward.quiet import quiet
 
-    _quietly()
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    quiet()
+    tokenizer = _tokenizer(model)
     rows = _short_pairs(tokenizer) if source == "short" else _rows_of(source, kind, out)
     found = []
     for row in rows:

@@ -50,7 +50,8 @@ def _ratio(measure: Measure, goal: Goal | None) -> str:
         return measure.refusal
     peer, ours = measure.values
     shown = f"{ours / peer:.2f}" if goal and goal.is_share else f"{peer / ours:.2f}×"
-    return f"**{shown}**" if goal else shown
+    shown = f"**{shown}**" if goal else shown
+    return f"{shown}, one round" if measure.is_timed and len(measure.peer) == 1 else shown
 
 
 def _goal(goal: Goal | None) -> str:

@@ -15,8 +15,9 @@ from table import Goal, Measure
 SEED = 42  # the Trainer's default: of the order of the rows
 BATCH = 8
 # How far the losses of the two sides may be apart. Weights are float32 and products bfloat16, whose rounding (2⁻⁹ of a
-# value) depends on how rows are laid out: a summed log-probability moves by about half a nat, times β = 0.1.
+# value) depends on how rows are laid out: a sum of log-probabilities moves by about half a nat, times β in the loss.
 LOSS_TOLERANCE = 0.03
+BETA = 0.1  # TRL's default, to which the tolerance belongs; it grows with a larger one
 LOGGED = 3  # losses compared; later ones also tell of steps that rounding has driven apart
 
 _STAGES = {"dpo": "dpo", "reward": "rm", "sft": "sft"}  # TRL's command → our stage
@@ -110,14 +111,13 @@ class Prepared:
         counts = [list(map(len, each)) for each in losses]
         if counts[0] != counts[1] or not counts[0]:
             return [*found, f"the peer logged {counts[0]} losses a training run, ours {counts[1]}"]
-        for arm, (theirs, own) in enumerate(zip(*losses, strict=True)):
-            found += _apart(theirs, own, f"training run {arm + 1}, " if self.workload.sweep else "")
-        if self.workload.command == "dpo":
-            found += [
-                f"{name}: the first loss is {each[0][0]:.4f}, not ln 2: the policy is not yet the reference there"
-                for name, each in zip(ARMS, losses, strict=True)
-                if abs(each[0][0] - math.log(2)) > LOSS_TOLERANCE
-            ]
+        for number, (theirs, own) in enumerate(zip(*losses, strict=True)):
+            beta = self.workload.sweep[number] if self.workload.sweep else BETA
+            where = f"β = {beta:g}, " if self.workload.sweep else ""
+            within = LOSS_TOLERANCE * max(1, beta / BETA)
+            found += _apart(theirs, own, where, within)
+            if self.workload.command == "dpo":
+                found += _no_start({"the peer": theirs[0], "ours": own[0]}, where, within)
         return found
 
     def measures(self, runs: dict[str, list[Run]]) -> list[Measure]:
@@ -195,11 +195,12 @@ def whole(runs: dict[str, list[Run]]) -> list[Measure]:
 
 
 def _references(runs: dict[str, list[Run]]) -> list[Measure]:
-    """Training processes that read tokens without gradients: reference passes."""
-    counts = [
-        [float(sum(row["reference"] > 0 for row in run.of("exit"))) for run in runs[arm]]
-        for arm in ARMS
-    ]
+    """Processes that made a reference pass; a look at the model with a few tokens is none."""
+
+    def count(run: Run) -> float:
+        return float(sum(10 * row["reference"] > row["trained"] for row in run.of("exit")))
+
+    counts = [[count(run) for run in runs[arm]] for arm in ARMS]
     if not all(map(min, counts)):
         return []
     return [Measure("processes that read a reference", *counts, is_timed=False)]
@@ -222,11 +223,20 @@ def _losses(rows: Sequence[dict[str, Any]]) -> list[float]:
     return [row["loss"] for row in sorted(rows, key=lambda row: row["step"])]
 
 
-def _apart(theirs: Sequence[float], own: Sequence[float], where: str) -> list[str]:
+def _apart(theirs: Sequence[float], own: Sequence[float], where: str, within: float) -> list[str]:
     return [
         f"{where}step {step + 1}: the peer's loss is {a:.4f}, ours {b:.4f}"
         for step, (a, b) in enumerate(zip(theirs[:LOGGED], own[:LOGGED], strict=True))
-        if not abs(a - b) <= LOSS_TOLERANCE
+        if not abs(a - b) <= within
+    ]
+
+
+def _no_start(first: dict[str, float], where: str, within: float) -> list[str]:
+    """Sides whose reference is not what the policy starts as: then DPO's first loss is not ln 2."""
+    return [
+        f"{where}the first loss of {name} is {loss:.4f}, not ln 2: the reference is not the start"
+        for name, loss in first.items()
+        if not abs(loss - math.log(2)) <= within
     ]
 
 
