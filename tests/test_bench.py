@@ -16,7 +16,7 @@ import torch
 from conf.entry import UserError
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench"
-NAMES = ("counting", "curves", "evaluating", "inputs", "running", "table", "training")
+NAMES = ("answers", "counting", "curves", "evaluating", "inputs", "running", "table", "training")
 
 
 @pytest.fixture
@@ -57,17 +57,15 @@ def test_tree_is_the_set_of_all_prefixes(bench: Any) -> None:
         assert bench.counting.tree(sequences) == (len(prefixes), sum(map(len, prefixes)))
 
 
-@pytest.mark.parametrize(
-    ("kind", "rows", "required", "depths"),
-    [
-        ("dpo", 1, 4, 1 + 2 + 3 + 4),  # 1 2 3 4 | the last tokens, 5 and 6, are not read
-        ("rm", 1, 6, 1 + 2 + 3 + 4 + 5 + 4),  # 1 2 3 4 5 | 6
-        ("sft", 2, 4, 1 + 2 + 3 + 4),
-    ],
-)
-def test_tokens_of_a_pair(bench: Any, kind: str, rows: int, required: int, depths: int) -> None:
-    count = bench.counting.tokens([[1, 2, 3, 4, 5], [1, 2, 3, 6]], padded=10, scored=3, kind=kind)
-    assert count == bench.counting.Tokens(rows, 10, 9, required, 3, depths)
+def test_tokens_of_a_pair(bench: Any) -> None:
+    pair = [[1, 2, 3, 4, 5], [1, 2, 3, 6]]
+    # 1 2 3 4: the last tokens, 5 and 6, are not read.
+    count = bench.counting.tokens(pair, rows=1, padded=10, scored=3)
+    assert count == bench.counting.Tokens(1, 10, 9, 4, 3, depths=1 + 2 + 3 + 4)
+    # 1 2 3 4 5, 6: a reward model gives a score there.
+    count = bench.counting.tokens(pair, rows=1, padded=10, scored=2, wants_last=True)
+    assert count == bench.counting.Tokens(1, 10, 9, 6, 2, depths=1 + 2 + 3 + 4 + 5 + 4)
+    assert (count + count).a_row() == "10 padded, 9 real, 6 required, 2 scored"
 
 
 def test_operations_are_those_that_torch_counts(bench: Any, tiny_model: Path) -> None:
@@ -99,6 +97,7 @@ def test_no_ratio_where_the_peer_is_unsteady(bench: Any) -> None:
 
 def test_goals_are_ratios_or_shares(bench: Any) -> None:
     goals = [bench.table.Goal("a", 4, 6), bench.table.Goal("b", 0.6, 0.4, is_share=True)]
+    goals.append(bench.table.Goal("d", 2, 3))
     # A size is no time: the peer may hold more in one round than in another.
     measures = [
         bench.table.Measure("a", [45.0, 46.0], [9.0, 9.5]),
@@ -109,6 +108,7 @@ def test_goals_are_ratios_or_shares(bench: Any) -> None:
         "| a | 45 | 9 | **5.00×** | ≥ 4× (6×) |",
         "| b | 2,000 | 1,000 | **0.50** | ≤ 0.6 (0.4) |",
         "| c | 8 | 0 | none: nothing was measured |  |",
+        "| d | | | none: not measured | ≥ 2× (3×) |",
     ]
 
 
@@ -165,28 +165,35 @@ def test_a_reference_that_is_not_the_start_is_found(bench: Any) -> None:
     ]
 
 
-def test_only_a_tie_may_be_answered_otherwise(bench: Any) -> None:
-    def answered(likelihoods: list[float], lengths: list[int]) -> list[dict[str, Any]]:
-        return [
-            {
-                "doc": 0,
-                "acc": 1.0,
-                "acc_norm": 1.0,
-                "likelihoods": likelihoods,
-                "lengths": lengths,
-            }
-        ]
+def test_only_rounding_may_change_an_answer(bench: Any) -> None:
+    answers = bench.answers
 
-    differences = bench.evaluating.differences
-    other = [{"doc": 0, "acc": 0.0, "acc_norm": 1.0}]
-    assert differences("base", answered([-10.0, -10.2, -30.0], [5, 5, 5]), other) == []
-    assert len(differences("base", answered([-10.0, -10.3, -30.0], [5, 5, 5]), other)) == 1
-    # -10/5 = -2 and -20/10.1 = -1.98: no tie for acc, one for acc_norm.
-    normed = [{"doc": 0, "acc": 1.0, "acc_norm": 0.0}]
-    assert differences("base", answered([-10.0, -20.0], [5, 10.1]), normed) == []
-    assert len(differences("base", answered([-10.0, -20.0], [5, 10.1]), other)) == 1
-    assert differences("base", answered([-1.0, -9.0], [5, 5]), "skipped: no library")
-    assert bench.evaluating.agreement([answered([-1.0, -9.0], [5, 5])], [other]) == (1, 1)
+    def peer(*likelihoods: float, lengths: list[int]) -> Any:
+        sample = {"doc_id": 0, "filtered_resps": [[x, False] for x in likelihoods]}
+        choices = ["x" * length for length in lengths]
+        return answers.of_peer(sample | {"doc": {"choices": choices}, "acc": 1.0, "acc_norm": 0.0})
+
+    def ours(acc: int, acc_norm: int, value: float = 1.0) -> Any:
+        picked = {"acc": acc, "acc_norm": acc_norm}
+        metrics = {"acc": value, "acc_norm": 0.0}
+        return answers.of_ours({"doc_id": 0, "picked": picked, "metrics": metrics})
+
+    def told(theirs: Any, own: Any, dtype: str = "bfloat16") -> int:
+        return len(answers.differences("base", [theirs], [own], dtype))
+
+    same = peer(-10.0, -20.0, lengths=[5, 10])  # -2 a character, both
+    assert same.picked == {"acc": 0, "acc_norm": 0}
+    assert told(same, ours(0, 0)) == told(same, ours(0, 1)) == 0
+    assert told(same, ours(1, 0)) == 1  # ten nats are no rounding
+    assert told(same, ours(0, 0, value=0.0)) == 1  # one option, and another verdict
+    near = peer(-10.0, -10.9, lengths=[5, 5])  # either may be off by half a nat
+    assert told(near, ours(1, 1)) == 0
+    assert told(near, ours(1, 1), "float32") == 2
+    assert told(peer(-10.0, -11.1, lengths=[5, 5]), ours(1, 0)) == 1
+    other = answers.of_ours({"doc_id": 1, "picked": near.picked, "metrics": near.values})
+    assert answers.differences("base", [near], [other], "bfloat16") == [
+        "base: the two sides answered other questions"
+    ]
 
 
 # --- curves ---

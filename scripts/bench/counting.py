@@ -1,4 +1,4 @@
-"""What a training step cannot avoid: tokens, and floating-point operations. Plain arithmetic."""
+"""What a training step or an evaluation cannot avoid: tokens, and floating-point operations. Plain arithmetic."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from itertools import pairwise
 class Tokens:
     """Of some steps together."""
 
-    rows: int  # of data: pairs or demonstrations
+    rows: int  # of data: pairs, demonstrations or questions
     padded: int  # positions of the batches, padding among them
     real: int  # tokens of the sequences
     required: int  # tokens of their prefix tree: what begins alike is read once
@@ -55,19 +55,23 @@ def tree(sequences: Sequence[Sequence[int]]) -> tuple[int, int]:
     return size, depths
 
 
-def tokens(sequences: Sequence[Sequence[int]], padded: int, scored: int, kind: str) -> Tokens:
-    """The tokens of one step.
+def tokens(
+    sequences: Sequence[Sequence[int]],
+    rows: int,
+    padded: int,
+    scored: int,
+    wants_last: bool = False,
+) -> Tokens:
+    """The tokens of one step, or of one evaluation.
 
     Args:
         sequences: token ids of all that it reads.
-        padded: positions of its batches.
-        scored: as in `Tokens`.
-        kind: `dpo` (two sequences a row), `rm` (two, and the last token of each is wanted) or `sft`. Nobody asks what
-            follows the last token of an answer, so only a reward model must read it.
+        rows, padded, scored: as in `Tokens`.
+        wants_last: whether the state of a sequence's last token is wanted, as a reward model's is. Nobody asks what
+            follows an answer, so otherwise that token need not be read.
     """
-    read = sequences if kind == "rm" else [sequence[:-1] for sequence in sequences]
+    read = sequences if wants_last else [sequence[:-1] for sequence in sequences]
     required, depths = tree(read)
-    rows = len(sequences) // (1 if kind == "sft" else 2)
     return Tokens(rows, padded, sum(map(len, sequences)), required, scored, depths)
 
 

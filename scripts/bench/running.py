@@ -35,7 +35,7 @@ class Run:
     memory: float = 0.0  # MiB that the largest process held at most
     load: float = 0.0  # load average over one minute, the highest at an end of a command
     clock: list[dict[str, Any]] = field(default_factory=list)  # see clock/sitecustomize.py
-    answers: list[Any] = field(default_factory=list)  # of an evaluation, see `evaluating`
+    answers: list[Any] = field(default_factory=list)  # of an evaluation: `answers.Answer`s by model
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The clock's rows of a kind."""
@@ -49,11 +49,9 @@ class Run:
         return list(found.values())
 
     @property
-    def gpu_memory(self) -> float | None:
-        """MiB that torch held on the GPU at most; None without one."""
-        return max(
-            (row["gpu_memory"] for row in self.of("exit") if "gpu_memory" in row), default=None
-        )
+    def gpu_memory(self) -> float:
+        """MiB that torch held on the GPU at most; 0 without one."""
+        return max((row.get("gpu_memory", 0.0) for row in self.of("exit")), default=0.0)
 
     @property
     def threads(self) -> set[int]:

@@ -85,6 +85,10 @@ def markdown(measures: Sequence[Measure], goals: Sequence[Goal], problems: Seque
         lines.append(
             f"| {measure.name} | {_number(peer)} | {_number(ours)} | {ratio} | {_goal(goal)} |"
         )
+    missing = wanted.keys() - {measure.name for measure in measures}
+    lines += [
+        f"| {name} | | | none: not measured | {_goal(wanted[name])} |" for name in sorted(missing)
+    ]
     if problems:
         lines += ["", "**No ratio: the two sides did not do the same.**", ""]
         lines += [f"- {problem}" for problem in problems]

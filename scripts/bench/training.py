@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ class Prepared:
     def problems(self, runs: dict[str, list[Run]]) -> list[str]:
         """Why the two sides are not comparable."""
         peer, ours = (runs[arm][0] for arm in ARMS)
-        found = [*_threads(peer, ours), *_batches(peer, ours)]
+        found = [*threads_differ(peer, ours), *_batches(peer, ours)]
         losses = [[_losses(one) for one in run.by_process("loss")] for run in (peer, ours)]
         counts = [list(map(len, each)) for each in losses]
         if counts[0] != counts[1] or not counts[0]:
@@ -124,7 +124,7 @@ class Prepared:
         """Steps after the first, whole processes, memory, reference passes."""
         found = []
         for clock, unit in SECONDS.items():
-            totals = [[sum(_later(run, clock)) for run in runs[arm]] for arm in ARMS]
+            totals = figures(runs, lambda run, clock=clock: sum(_later(run, clock)))
             if all(map(min, totals)):
                 best = (least(runs["peer"], clock), least(runs["ours"], clock))
                 found.append(Measure(f"steps after the first, {unit}", *totals, best=best))
@@ -137,11 +137,12 @@ class Prepared:
             return ["The peer's batches could not be read: no token statistics."]
         every = sum(steps[1:], steps[0])
         said = [f"Tokens a row: {every.a_row()}."]
-        read = [sum(step["read"] for step in runs[arm][0].of("step")) / every.rows for arm in ARMS]
+        rows = every.rows * len(runs["peer"][0].by_process("step"))
+        read = [sum(step["read"] for step in runs[arm][0].of("step")) / rows for arm in ARMS]
         said.append(
             f"Read with gradients, a row: {read[0]:.0f} by the peer, {read[1]:.0f} by ours."
         )
-        if len(steps) > 1 and self.workload.command != "reward":
+        if len(steps) > 1 and self.workload.command != "reward" and not self.workload.sweep:
             said.append(self._mfu(runs, sum(steps[2:], steps[1]), threads))
         return said
 
@@ -150,8 +151,15 @@ class Prepared:
         steps = run.by_process("step")[0] if run.of("step") else []
         if not all("sequences" in step for step in steps):
             return []
+        stage = self.workload.stage
         return [
-            tokens(step["sequences"], step["padded"], step["scored"], self.workload.stage)
+            tokens(
+                step["sequences"],
+                len(step["sequences"]) // (1 if stage == "sft" else 2),
+                step["padded"],
+                step["scored"],
+                wants_last=stage == "rm",
+            )
             for step in steps
         ]
 
@@ -171,25 +179,20 @@ class Prepared:
 SECONDS = {"cpu": "CPU s", "wall": "wall s"}
 
 
+def figures(runs: dict[str, list[Run]], of: Callable[[Run], float]) -> list[list[float]]:
+    """A figure of every round, the peer's and ours."""
+    return [[of(run) for run in runs[arm]] for arm in ARMS]
+
+
 def whole(runs: dict[str, list[Run]]) -> list[Measure]:
     """Figures of whole processes."""
-    values = {arm: runs[arm] for arm in ARMS}
     found = [
-        Measure(
-            f"whole processes, {SECONDS[clock]}",
-            *([getattr(run, clock) for run in values[arm]] for arm in ARMS),
-        )
-        for clock in ("cpu", "wall")
+        Measure("whole processes, CPU s", *figures(runs, lambda run: run.cpu)),
+        Measure("whole processes, wall s", *figures(runs, lambda run: run.wall)),
+        Measure("peak memory, MiB", *figures(runs, lambda run: run.memory), is_timed=False),
     ]
-    found.append(
-        Measure(
-            "peak memory, MiB",
-            *([run.memory for run in values[arm]] for arm in ARMS),
-            is_timed=False,
-        )
-    )
-    if all(run.gpu_memory is not None for arm in ARMS for run in values[arm]):
-        held = [[run.gpu_memory or 0.0 for run in values[arm]] for arm in ARMS]
+    held = figures(runs, lambda run: run.gpu_memory)
+    if all(map(min, held)):
         found.append(Measure("peak GPU memory, MiB", *held, is_timed=False))
     return found
 
@@ -200,7 +203,7 @@ def _references(runs: dict[str, list[Run]]) -> list[Measure]:
     def count(run: Run) -> float:
         return float(sum(10 * row["reference"] > row["trained"] for row in run.of("exit")))
 
-    counts = [[count(run) for run in runs[arm]] for arm in ARMS]
+    counts = figures(runs, count)
     if not all(map(min, counts)):
         return []
     return [Measure("processes that read a reference", *counts, is_timed=False)]
@@ -240,7 +243,8 @@ def _no_start(first: dict[str, float], where: str, within: float) -> list[str]:
     ]
 
 
-def _threads(peer: Run, ours: Run) -> list[str]:
+def threads_differ(peer: Run, ours: Run) -> list[str]:
+    """Whether the two sides used other numbers of threads."""
     if peer.threads == ours.threads:
         return []
     return [f"threads: the peer used {sorted(peer.threads)}, ours {sorted(ours.threads)}"]

@@ -8,7 +8,7 @@ $BENCH_CLOCK names and changes no number.
 |---|---|---|
 | step | an optimizer step | CPU and wall seconds, token ids of its sequences, how many are scored, tokens read |
 | loss | a logged loss | |
-| score | a call for log-likelihoods | CPU and wall seconds, requests, tokens read |
+| score | a call for log-likelihoods | CPU and wall seconds, token ids, how many are scored, tokens read |
 | exit | a process that read tokens | with gradients and without, threads, peak memory of the GPU |
 """
 
@@ -121,12 +121,22 @@ def _time_scoring(module):
     inner = module.TemplateLM.loglikelihood
 
     def loglikelihood(self, requests, *args, **kwargs):
+        asked, ask = [], self._loglikelihood_tokens
+
+        def keep(tokenised, *args, **kwargs):
+            asked.extend((context, continuation) for _, context, continuation in tokenised)
+            return ask(tokenised, *args, **kwargs)
+
+        self._loglikelihood_tokens = keep
         before, (cpu, wall) = _tokens(False), _now()
-        found = inner(self, requests, *args, **kwargs)
+        try:
+            found = inner(self, requests, *args, **kwargs)
+        finally:
+            del self._loglikelihood_tokens
         ended = _now()
-        row = {"kind": "score", "pid": os.getpid(), "requests": len(requests)}
-        row |= {"cpu": ended[0] - cpu, "wall": ended[1] - wall, "read": _tokens(False) - before}
-        _write(row)
+        row = {"kind": "score", "pid": os.getpid(), "cpu": ended[0] - cpu, "wall": ended[1] - wall}
+        row |= {"read": _tokens(False) - before, "scored": sum(len(end) for _, end in asked)}
+        _write(row | {"sequences": [[*start, *end] for start, end in asked]})
         return found
 
     module.TemplateLM.loglikelihood = loglikelihood
