@@ -169,10 +169,11 @@ class Prepared:
         clock = "cpu" if threads == 1 and not has_gpu() else "wall"
         work = flops(later, self.shape)
         shares = [work / least(runs[arm], clock) / measured[clock] for arm in ARMS]
+        goal = " Goal for ours: 25 % (40 %)." if self.workload.command == "dpo" else ""
         return (
             f"Required-token MFU of the steps after the first: peer {shares[0]:.1%}, ours {shares[1]:.1%} of the "
             f"{measured[clock] / 1e12:.2f} TFLOP/s that a bfloat16 product reaches here with {threads} thread(s), by "
-            f"{SECONDS[clock]}; required: {work / 1e12:.3f} TFLOP."
+            f"{SECONDS[clock]}; required: {work / 1e12:.3f} TFLOP.{goal}"
         )
 
 
