@@ -202,7 +202,7 @@ def test_only_rounding_may_change_an_answer(bench: Any) -> None:
 def test_slope_of_a_line(bench: Any) -> None:
     points = [
         bench.curves.Point(
-            x, {"peer": 1 + 3.0 * x, "ours": 1 + 0.5 * x}, {"peer": x, "ours": x}, True
+            x, {"peer": 1 + 3.0 * x, "ours": 1 + 0.5 * x}, {"peer": x, "ours": x}, 2, True
         )
         for x in (2, 4, 16)
     ]

@@ -14,10 +14,9 @@ class Point:
     """Both sides at one size."""
 
     size: int
-    seconds: dict[
-        str, float
-    ]  # by arm: CPU seconds (wall seconds on a GPU), the least of the rounds
+    seconds: dict[str, float]  # by arm, of the clock that is drawn; the least of the rounds
     tokens: dict[str, int]  # read, by arm
+    rounds: int
     is_steady: bool  # of the peer's rounds
 
 
@@ -28,6 +27,7 @@ def point(size: int, runs: dict[str, list[Run]], clock: str) -> Point:
         size,
         {arm: min(every[arm]) for arm in ARMS},
         {arm: sum(row["read"] for row in _work(runs[arm][0])) for arm in ARMS},
+        len(every["peer"]),
         max(every["peer"]) <= STEADY * min(every["peer"]),
     )
 
@@ -53,9 +53,8 @@ def markdown(points: Sequence[Point], unit: str) -> str:
     ]
     for one in points:
         peer, ours = (one.seconds[arm] for arm in ARMS)
-        ratio = (
-            f"{peer / ours:.2f}×" if one.is_steady else "none: the peer's rounds differ too much"
-        )
+        once = ", one round" if one.rounds == 1 else ""
+        ratio = f"{peer / ours:.2f}×{once}" if one.is_steady else "none: the peer's rounds differ"
         read = " | ".join(f"{one.tokens[arm]:,}" for arm in ARMS)
         lines.append(f"| {one.size} | {peer:.2f} | {ours:.2f} | {ratio} | {read} |")
     if len(points) > 1:
@@ -65,7 +64,7 @@ def markdown(points: Sequence[Point], unit: str) -> str:
 
 
 def draw(points: Sequence[Point], unit: str, title: str, out: Path) -> None:
-    """Both curves, with what a start of nothing would cost at their left end."""
+    """Both sides' seconds against the size."""
     import matplotlib as mpl
 
     mpl.use("Agg")
