@@ -5,6 +5,7 @@ registered by name. No model code is touched.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Any
@@ -17,12 +18,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from evals.trees import Row, blocks, sees
 
 _NAME = "align_trees"
-_ARGUMENT = "tree_blocks"
+_ARGUMENT = "tree"
 
 
 class Form(Enum):
     """How rows are given to a model."""
 
+    flex = "flex"  # one row, its attention by FlexAttention (Dong et al. 2024, arXiv 2412.05496)
     blocks = "blocks"  # one row, its attention computed block by block
     dense = "dense"  # rows with a mask of every token against every token
     plain = "plain"  # a sequence a row, all of one length: what every model takes
@@ -77,22 +79,27 @@ def _changing_from(config: Any) -> int | None:
     return None
 
 
-def form_of(model: Any) -> Form:
-    """The fastest form in which a model without an obstacle takes trees now."""
+def forms_of(model: Any) -> list[Form]:
+    """The forms in which a model without an obstacle may take trees now, the fastest first."""
     model = unwrapped(model)
     # Checkpointed layers run again in the backward pass, when the attention function is no longer in place.
     runs_twice = torch.is_grad_enabled() and getattr(model, "is_activation_checkpointing", False)
     is_text = model.config.get_text_config() is model.config
-    if model.config._attn_implementation == "sdpa" and is_text and not runs_twice:
-        return Form.blocks
-    return Form.dense
+    if model.config._attn_implementation != "sdpa" or not is_text or runs_twice:
+        return [Form.dense]
+    # Elsewhere FlexAttention has no compiled backward pass, and nowhere dropout.
+    drops = any(
+        "att" in name and "drop" in name and rate for name, rate in vars(model.config).items()
+    )
+    takes_flex = model.device.type == "cuda" and not drops
+    return [*([Form.flex] if takes_flex else []), Form.blocks, Form.dense]
 
 
 def inputs(rows: Sequence[Row], form: Form, model: Any) -> dict[str, Any]:
     """The arguments of a model's call that reads rows.
 
     Args:
-        rows: one of them in the form of blocks; of one length in the plain form.
+        rows: one of them in the forms of flex and blocks; of one length in the plain form.
         form: see `Form`.
         model: gives device and number format.
     """
@@ -104,8 +111,8 @@ def inputs(rows: Sequence[Row], form: Form, model: Any) -> dict[str, Any]:
         return found
     positions = np.stack([np.pad(row.positions, (0, width - len(row.ids))) for row in rows])
     found["position_ids"] = torch.from_numpy(positions).to(device)
-    if form is Form.blocks:
-        found[_ARGUMENT] = _Blocks(rows[0], device)
+    if form in (Form.flex, Form.blocks):
+        found[_ARGUMENT] = (_Flex if form is Form.flex else _Blocks)(rows[0], device)
         # Fits no attention but ours, which ignores it: wherever another one runs instead, it fails.
         found["attention_mask"] = torch.ones(1, 1, 0, 0, dtype=torch.bool, device=device)
     else:
@@ -126,6 +133,39 @@ def _mask(rows: Sequence[Row], width: int, model: Any) -> Tensor:
     )
 
 
+class _Flex:
+    """A row for FlexAttention: tiles in which nothing is seen are skipped."""
+
+    def __init__(self, row: Row, device: torch.device) -> None:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        ends = torch.from_numpy(row.ends).to(device)
+
+        def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (key <= query) & (query < ends[key])
+
+        size = len(row.ends)
+        self._mask = create_block_mask(sees, None, None, size, size, device=device.type)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, dropout: float
+    ) -> Tensor:
+        """Attention (1, heads, T, D); there is no dropout, see `forms_of`."""
+        attention = _flex_attention(query.device.type)
+        found: Tensor = attention(
+            query, key, value, block_mask=self._mask, scale=scale, enable_gqa=True
+        )
+        return found
+
+
+@functools.cache
+def _flex_attention(device: str) -> Any:
+    """Compiled on a GPU; elsewhere the reference, which makes every weight and is for tests."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
+
+
 class _Blocks:
     """A row's blocks with their masks on a device."""
 
@@ -142,6 +182,31 @@ class _Blocks:
             mask = np.concatenate([np.ones((size, shared), bool), own], axis=1)
             self.masks.append(torch.from_numpy(mask).to(device))
 
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, dropout: float
+    ) -> Tensor:
+        """Attention (1, heads, T, D), block by block."""
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+        # Split, not sliced: the backward pass of a slice writes a gradient of the whole row.
+        queries, keys, values = (torch.split(x, self.sizes, dim=2) for x in (query, key, value))
+        found = []
+        for number, (block, mask) in enumerate(zip(self.blocks, self.masks, strict=True)):
+            seen = (*block.before, number)
+            found.append(
+                scaled_dot_product_attention(
+                    queries[number],
+                    _joined([keys[each] for each in seen]),
+                    _joined([values[each] for each in seen]),
+                    attn_mask=mask,
+                    dropout_p=dropout,
+                    is_causal=mask is None,
+                    scale=scale,
+                )
+            )
+        return torch.cat(found, dim=2)
+
 
 def _attention(
     module: Any,
@@ -153,39 +218,20 @@ def _attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one row block by block; the signature is that of transformers' attention functions.
+    """Attention of one row; the signature is that of transformers' attention functions.
 
     Args:
         module: the attention layer.
         query, key, value: (1, heads, T, D), of key and value maybe fewer heads.
         attention_mask: ignored, see `inputs`.
         dropout, scaling: as in `scaled_dot_product_attention`.
-        kwargs: the row's blocks among them.
+        kwargs: the row among them.
     """
-    row = kwargs[_ARGUMENT]
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
-            raise ValueError(f"attention with {name} is not computed in blocks")
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-    # Split, not sliced: the backward pass of a slice writes a gradient of the whole row.
-    queries, keys, values = (torch.split(part, row.sizes, dim=2) for part in (query, key, value))
-    found = []
-    for number, (block, mask) in enumerate(zip(row.blocks, row.masks, strict=True)):
-        seen = (*block.before, number)
-        found.append(
-            scaled_dot_product_attention(
-                queries[number],
-                _joined([keys[each] for each in seen]),
-                _joined([values[each] for each in seen]),
-                attn_mask=mask,
-                dropout_p=dropout,
-                is_causal=mask is None,
-                scale=scaling,
-            )
-        )
-    return torch.cat(found, dim=2).transpose(1, 2).contiguous(), None
+            raise ValueError(f"attention with {name} is not computed for trees")
+    found = kwargs[_ARGUMENT].attend(query, key, value, scaling, dropout)
+    return found.transpose(1, 2).contiguous(), None
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -195,7 +241,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
 @contextlib.contextmanager
 def reading(model: Any, form: Form) -> Iterator[None]:
     """Let a model's attention be that of a form, for the time of a call."""
-    if form is not Form.blocks:
+    if form not in (Form.flex, Form.blocks):
         yield
         return
     from transformers import AttentionInterface

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evals import trees
-from evals.treeattention import Form, form_of, inputs, obstacle, reading
+from evals.treeattention import Form, forms_of, inputs, obstacle, reading
 from evals.trees import Row
 
 # A start this short is cheaper to read again than to share: without it, trees are causal and independent.
@@ -34,20 +34,22 @@ class TreeReader:
     def __init__(self, model: Any, states: States) -> None:
         self._model = model
         self._states = states
-        self._forms: dict[Form, str | None] = {}  # tried forms, and what was wrong with them
+        # Forms that were tried, with gradients or without, and what was wrong with them.
+        self._forms: dict[tuple[Form, bool], str | None] = {}
         self._said: set[str] = set()
 
     def form(self, longest: int) -> Form:
         """The form for sequences of this many tokens at most; why it is the plain one is said once."""
         reason = obstacle(self._model, longest)
         if reason is None:
-            form = form_of(self._model)
-            for each in dict.fromkeys([form, Form.dense]):
-                if each not in self._forms:
-                    self._forms[each] = self._trouble(each)
-                if self._forms[each] is None:
-                    return each
-            reason = self._forms[Form.dense]
+            for form in forms_of(self._model):
+                # A kernel that is compiled for this machine has to show that its gradients are right, too.
+                tried = form, form is Form.flex and torch.is_grad_enabled()
+                if tried not in self._forms:
+                    self._forms[tried] = self._trouble(*tried)
+                if self._forms[tried] is None:
+                    return form
+                reason = self._forms[tried]
         if reason not in self._said:
             self._said.add(str(reason))
             name = type(self._model).__name__
@@ -68,7 +70,7 @@ class TreeReader:
             tokens: in a batch at most, unless a sequence is longer; None: no limit.
         """
         limit = sum(map(len, sequences)) * len(sequences) if tokens is None else tokens
-        if form is Form.blocks:
+        if form in (Form.flex, Form.blocks):
             for row in trees.pack(sequences, limit, _LEAST_SHARED):
                 yield [row]
             return
@@ -85,28 +87,37 @@ class TreeReader:
         with reading(self._model, form):
             return self._states(inputs(rows, form, self._model), places)
 
-    def _trouble(self, form: Form) -> str | None:
+    def _trouble(self, form: Form, with_gradient: bool) -> str | None:
         """What goes wrong when a small tree is read in a form, found by reading its sequences alone too."""
         sequences = _small_tree(self._model)
-        with torch.no_grad(), without_dropout(self._model):
-            rows = list(trees.pack(sequences, capacity=1 << 20))
+        rows, apart = list(trees.pack(sequences, 1 << 20)), list(trees.alone(sequences))
+        places = dict(zip(rows[0].members, rows[0].places, strict=True))
+        order = np.concatenate([places[row.members[0]] for row in apart])
+        with torch.set_grad_enabled(with_gradient), without_dropout(self._model):
             try:
-                packed = self.states(rows, form)
+                ours = self.states(rows, form)[torch.from_numpy(order).to(self._model.device)]
+                theirs = torch.cat([self.states([row], Form.plain) for row in apart])
+                pairs = [(ours, theirs)]
+                if with_gradient:
+                    pairs.append((self._gradient(ours), self._gradient(theirs)))
             except (
                 Exception
             ) as error:  # whatever a model's own code makes of arguments that it does not expect
                 said = str(error).splitlines() or [type(error).__name__]
                 return f"it does not take a tree ({said[0]})"
-            separate = [self.states([row], Form.plain) for row in trees.alone(sequences)]
-        numbers = [row.members[0] for row in trees.alone(sequences)]
-        by_member = dict(zip(rows[0].members, rows[0].places, strict=True))
-        ours = torch.cat([packed[torch.from_numpy(by_member[n])] for n in numbers]).float()
-        theirs = torch.cat(separate).float()
-        is_rounded = packed.dtype != torch.float32 or torch.is_autocast_enabled(packed.device.type)
+        is_rounded = ours.dtype != torch.float32 or torch.is_autocast_enabled(ours.device.type)
         within = 5e-2 if is_rounded else 1e-4
-        if ((ours - theirs).norm(dim=-1) <= within * theirs.norm(dim=-1)).all():
-            return None
-        return "its states in a tree are not those of separate sequences"
+        for one, other in ((one.float(), other.float()) for one, other in pairs):
+            if not ((one - other).norm(dim=-1) <= within * other.norm(dim=-1)).all():
+                return "its states in a tree are not those of separate sequences"
+        return None
+
+    def _gradient(self, states: Tensor) -> Tensor:
+        """Of a sum of states, by the first parameter that is trained; shape (1, parameters)."""
+        first = next(each for each in self._model.parameters() if each.requires_grad)
+        weights = torch.linspace(-1, 1, states.numel(), device=states.device).view_as(states)
+        found: Tensor = torch.autograd.grad((states.float() * weights).sum(), first)[0]
+        return found.detach().flatten()[None]
 
 
 def _small_tree(model: Any) -> list[np.ndarray]:

@@ -181,6 +181,19 @@ def test_dense_masks_and_blocks_agree() -> None:
     assert_equal(model, Scorer(eager, tokens=4096))
 
 
+@pytest.mark.filterwarnings("ignore:.*flex_attention.*:UserWarning")
+@pytest.mark.parametrize("family", ["llama", "phi", "gpt2"])
+def test_flex_attention_is_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, but computed by the reference. It has no backward pass here, which is found out."""
+    model = model_of(family)
+    monkeypatch.setattr("evals.treereader.forms_of", lambda _: [Form.flex, Form.blocks])
+    scorer = Scorer(model, tokens=300)
+    assert_equal(model, scorer)
+    with torch.no_grad():
+        assert scorer._reader.form(1) is Form.flex
+    assert scorer._reader.form(1) is Form.blocks
+
+
 def test_layers_that_run_twice_give_the_same_gradient() -> None:
     model = model_of("llama").train()
     prompts, completions = questions()
