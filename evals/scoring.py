@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from conf.entry import UserError
-from evals import lmhead
+from evals import lmhead, trees
 from evals.lmhead import Found, Wanted
 from evals.treeattention import Form, inputs, reading, unwrapped
-from evals.treereader import TreeReader, without_dropout
+from evals.treereader import TreeReader, small_tree, without_dropout
 from evals.trees import Row
 
 T = TypeVar("T")
@@ -191,22 +191,24 @@ class Scorer:
 
     def _scored(self, rows: Sequence[Row], form: Form, wanted: Wanted) -> Found:
         if self._is_plain_head is None:
-            self._check_head(rows, form, wanted)
+            self._check_head()
         head = self._core.get_output_embeddings()
         if not self._is_plain_head or self._shaping is None:
             return lmhead.by_logits(self._with_logits(rows, form, wanted.states)[1], wanted)
         states = self._reader.states(rows, form, wanted.states)
         return lmhead.by_head(head, self._shaping, states, wanted)
 
-    def _check_head(self, rows: Sequence[Row], form: Form, wanted: Wanted) -> None:
+    def _check_head(self) -> None:
         """Find out whether the model's own logits are what its head and its configuration say."""
         head = self._core.get_output_embeddings()
         self._is_plain_head = lmhead.is_plain(head)
         if not self._is_plain_head:
             return
         self._shaping = lmhead.shaping_of(self._core.config.get_text_config())
+        (row, *_) = trees.alone(small_tree(self._core))
+        few = torch.arange(min(8, len(row.ids)), device=self._core.device)
         with torch.no_grad():
-            states, logits = self._with_logits(rows, form, wanted.states[:8])
+            states, logits = self._with_logits([row], Form.plain, few)
             self._is_plain_head = lmhead.agrees(head, self._shaping, states, logits)
 
     def _with_logits(

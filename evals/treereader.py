@@ -89,7 +89,7 @@ class TreeReader:
 
     def _trouble(self, form: Form, with_gradient: bool) -> str | None:
         """What goes wrong when a small tree is read in a form, found by reading its sequences alone too."""
-        sequences = _small_tree(self._model)
+        sequences = small_tree(self._model)
         rows, apart = list(trees.pack(sequences, 1 << 20)), list(trees.alone(sequences))
         places = dict(zip(rows[0].members, rows[0].places, strict=True))
         order = np.concatenate([places[row.members[0]] for row in apart])
@@ -120,7 +120,7 @@ class TreeReader:
         return found.detach().flatten()[None]
 
 
-def _small_tree(model: Any) -> list[np.ndarray]:
+def small_tree(model: Any) -> list[np.ndarray]:
     """Three sequences with a common start, two of them with a longer one."""
     size = model.get_input_embeddings().num_embeddings
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 100
