@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies from logits, in the memory of the logits and of their gradient."""
+"""Log-probabilities and entropies from logits, in hardly more memory than that of the logits."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# Products and casts do not look at their result again, so that their gradient may take its place.
+_LEAVE_THEIR_RESULT = {"MmBackward0", "AddmmBackward0", "UnsafeViewBackward0", "ToCopyBackward0"}
 # Logits that are worked on at a time: 16 MiB in float32, which stay in a cache.
 _CHUNK_VALUES = 1 << 22
 
@@ -23,7 +25,8 @@ def token_logp_and_entropy(
     """Log-probabilities of tokens and the entropies of the distributions they were drawn from (N,), float32, in nats.
 
     PyTorch's own `log_softmax` and `gather` hold three tensors of the logits' size in the backward pass and round a
-    half-precision tensor up; here there are the logits and, in the backward pass, their gradient.
+    half-precision tensor up. Here there is one where the logits are a head's product: the gradient takes their place,
+    so that a second backward pass through them fails. Else there are two.
 
     Args:
         logits: (N, V), of any float type.
@@ -58,6 +61,7 @@ class _TokenLogp(torch.autograd.Function):
                 entropy[rows] = -every.exp().mul_(every).sum(dim=-1)
         ctx.save_for_backward(logits, tokens, entropy)
         ctx.temperature = temperature
+        ctx.is_free = type(logits.grad_fn).__name__ in _LEAVE_THEIR_RESULT
         return logp, entropy
 
     @staticmethod
@@ -66,7 +70,7 @@ class _TokenLogp(torch.autograd.Function):
         ctx: Any, of_logp: Tensor, of_entropy: Tensor | None
     ) -> tuple[Tensor, None, None, None]:
         logits, tokens, entropy = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
+        gradient = logits if ctx.is_free else torch.empty_like(logits)
         for rows in _chunks(*logits.shape):
             every = _log_softmax(logits, rows, ctx.temperature)
             # d log π(token) / d logits = one-hot(token) − π;  d H / d logits = −π · (log π + H)

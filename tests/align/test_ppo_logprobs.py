@@ -55,3 +55,23 @@ def test_half_precision_keeps_its_type_and_is_computed_in_float32() -> None:
     found.sum().backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert logits.grad.dtype == torch.bfloat16
+
+
+def test_the_gradient_takes_the_place_of_a_product_and_of_nothing_else() -> None:
+    states = torch.randn(6, 8)
+    weight = torch.randn(300, 8)
+    tokens = torch.randint(300, (6,))
+    for cap in (False, True):
+        found = []
+        for is_ours in (False, True):
+            head = torch.nn.Linear(8, 300, bias=False)
+            head.load_state_dict({"weight": weight})
+            product = head(states)
+            logits = torch.tanh(product) if cap else product  # tanh needs its result
+            before = logits.detach().clone()
+            every = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+            logp = logprobs.token_logp(logits, tokens) if is_ours else every
+            logp.square().sum().backward()  # type: ignore[no-untyped-call]
+            found.append(head.weight.grad)
+            assert torch.equal(logits, before) is not (is_ours and not cap)
+        torch.testing.assert_close(found[0], found[1])
