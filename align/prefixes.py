@@ -75,7 +75,7 @@ def share_in_classifier(model: Any, autocast: Autocast) -> None:
     reader = TreeReader(core, states)
 
     def forward(self: Any, *given: Any, **further: Any) -> Any:
-        if not given and _is_plain(further):
+        if not given and hasattr(core, "score") and _is_plain(further):
             input_ids = further["input_ids"]
             ends = _ends(input_ids, core.config.get_text_config().pad_token_id)
             with autocast():
@@ -98,6 +98,8 @@ def _is_plain(said: dict[str, Any]) -> bool:
     """Whether a call says no more than which tokens each row has, from its left end."""
     names = {name for name, value in said.items() if value is not None}
     if names - _HARMLESS != {"input_ids", "attention_mask"} or said.get("output_router_logits"):
+        return False
+    if torch.compiler.is_compiling():  # rows of trees are laid out anew for every batch
         return False
     mask = said["attention_mask"]
     return mask.dim() == 2 and bool((mask[:, 1:] <= mask[:, :-1]).all())

@@ -85,6 +85,7 @@ class References:
             {
                 "model": self.model,
                 "loaded": str(trainer.args.model_init_kwargs),
+                "moved": _moved(trainer),
                 "dtype": str(core.dtype),
                 "autocast": trainer.accelerator.mixed_precision,
                 "attention": core.config._attn_implementation,
@@ -108,8 +109,7 @@ class References:
             for number, halves in tqdm(
                 slices, desc="reference log-probabilities", disable=rank > 0
             ):
-                scored = scorer.labelled([half.labelled() for half in halves])
-                found.append((number, [each.logp.cpu().numpy() for each in scored]))
+                found.append((number, _scored(scorer, halves)))
         every = sorted(gather_object(found), key=lambda one: one[0])
         if trainer.accelerator.is_main_process:
             build_once(
@@ -172,6 +172,15 @@ def _read(file: Path) -> Iterator[np.ndarray]:
 def _untrained(model: Any) -> contextlib.AbstractContextManager[Any]:
     """The model without its adapter, which is fresh."""
     return model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
+
+
+def _moved(trainer: Any) -> dict[str, Any] | None:
+    """What the frozen weights depend on where an adapter's start is taken out of them (PiSSA, OLoRA, CorDA, LoftQ)."""
+    configs = getattr(trainer.model, "peft_config", {})
+    if not any(isinstance(getattr(c, "init_lora_weights", None), str) for c in configs.values()):
+        return None
+    said = {name: {k: str(v) for k, v in vars(c).items()} for name, c in configs.items()}
+    return {"adapters": said, "seed": trainer.args.seed}
 
 
 def _all_agree(is_there: bool) -> bool:

@@ -101,10 +101,13 @@ def is_plain(head: Any) -> bool:
 
 def agrees(head: nn.Linear, shaping: Shaping, states: Tensor, logits: Tensor) -> bool:
     """Whether a model's own logits (N, V) are those of its head and a shaping."""
-    ours = shaping.apply_(_linear(states, head.weight, head.bias).float())
+    product = _linear(states, head.weight, head.bias)
+    ours = shaping.apply_(product.float())
     if ours.shape != logits.shape:
         return False
-    within = 8 * torch.finfo(states.dtype).eps * logits.abs().max().item()
+    # Under autocast the states may be wider than the product, which a model shapes in the product's own format.
+    eps = max(torch.finfo(each.dtype).eps for each in (states, product))
+    within = 8 * eps * logits.abs().max().item()
     return torch.allclose(ours, logits.float(), rtol=0, atol=within)
 
 

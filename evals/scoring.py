@@ -16,7 +16,7 @@ from torch import Tensor
 from conf.entry import UserError
 from evals import lmhead, trees
 from evals.lmhead import Found, Wanted
-from evals.treeattention import Form, inputs, reading, unwrapped
+from evals.treeattention import Form, inputs, reading, unwrapped, vocabulary
 from evals.treereader import TreeReader, small_tree, without_dropout
 from evals.trees import Row
 
@@ -167,7 +167,7 @@ class Scorer:
     def _checked(self, prompts: Prompts, completions: Completions) -> list[Labelled]:
         if len(prompts) != len(completions):
             raise UserError(f"{len(prompts)} prompts with completions for {len(completions)}")
-        size = self._core.get_input_embeddings().num_embeddings
+        size = vocabulary(self._core)
         limit = getattr(self._core.config.get_text_config(), "max_position_embeddings", None)
         sequences = []
         for number, (prompt, options) in enumerate(zip(prompts, completions, strict=True)):

@@ -37,10 +37,19 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def vocabulary(model: Any) -> int:
+    """Number of token ids that a model reads, also where PEFT has an adapter on their embedding."""
+    modules = model.get_input_embeddings().modules()
+    return next(int(each.num_embeddings) for each in modules if hasattr(each, "num_embeddings"))
+
+
 def obstacle(model: Any, longest: int) -> str | None:
     """Why a model cannot read trees whose longest sequence has this many tokens, as far as its configuration tells."""
     model = unwrapped(model)
     config = model.config.get_text_config()
+    embedding = model.get_input_embeddings()
+    if embedding.training and getattr(embedding, "neftune_noise_alpha", None):
+        return "the noise on its embeddings depends on the length of a row (NEFTune)"
     if getattr(model, "_is_stateful", False):
         return "it is recurrent"
     if getattr(config, "alibi", False):

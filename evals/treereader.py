@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evals import trees
-from evals.treeattention import Form, forms_of, inputs, obstacle, reading
+from evals.treeattention import Form, forms_of, inputs, obstacle, reading, vocabulary
 from evals.trees import Row
 
 # A start this short is cheaper to read again than to share: without it, trees are causal and independent.
@@ -122,7 +122,7 @@ class TreeReader:
 
 def small_tree(model: Any) -> list[np.ndarray]:
     """Three sequences with a common start, two of them with a longer one."""
-    size = model.get_input_embeddings().num_embeddings
+    size = vocabulary(model)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 100
     stem = np.arange(1, min(100, limit - 3)) * 7 % size
     ends = [np.array(ids) % size for ids in ([3, 5, 8], [4, 6], [9, 2, 1, 11])]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from align.prefixes import share_in_language_model
+from align.prefixes import share_in_classifier, share_in_language_model
 from conf.schema import Data
 from reward.data import prepare
 
@@ -208,8 +208,9 @@ def dpo(tiny_model: Path, out: Path, root: Path, data: Any, **options: Any) -> A
     kind = functools.partial(
         SharedPrefixDPOTrainer, References(root, {"weights": options.pop("weights", "a")})
     )
+    further = {"peft_config": options.pop("peft_config", None)}
     options["precompute_ref_log_probs"] = True
-    return trainer_of(kind, DPOConfig, model, data, out, options=options)
+    return trainer_of(kind, DPOConfig, model, data, out, options=options, **further)
 
 
 @pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode:FutureWarning")
@@ -266,3 +267,63 @@ def test_references_are_trls_and_the_first_loss_is_ln_2(
         torch.testing.assert_close(batch[name], expected, rtol=1e-5, atol=1e-4)
     loss = trainer.compute_loss(trainer.model, dict(batch))
     assert float(loss.detach()) == pytest.approx(0.6931472, abs=1e-5)
+
+
+def test_a_pair_whose_answer_has_no_token_has_a_reference_of_0(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    from datasets import Dataset
+
+    said = list(range(3, 30))
+    data = Dataset.from_dict(
+        {"prompt_ids": [said, said], "chosen_ids": [[], [5, 1]], "rejected_ids": [[7, 1], [1]]}
+    )
+    usual = rows("preference", tmp_path)
+    trainer = dpo(tiny_model, tmp_path / "out", tmp_path / "references", usual)
+    found = trainer._precompute_ref_logps(data, "train", 1)["ref_chosen_logps"]
+    assert found[0] == 0
+    assert found[1] < 0
+
+
+def test_weights_that_an_adapter_moves_have_a_reference_of_their_own(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """PiSSA takes the adapter's start out of the frozen weights."""
+    from peft import LoraConfig
+
+    data = rows("preference", tmp_path)
+    for start in (True, "pissa"):
+        adapter = LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=start)
+        trainer = dpo(tiny_model, tmp_path / "out", tmp_path / "r", data, peft_config=adapter)
+        batch = next(iter(trainer.get_train_dataloader()))
+        chosen, _ = trainer.compute_ref_log_probs(trainer.model, batch)
+        torch.testing.assert_close(batch["ref_chosen_logps"], chosen, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::Warning")  # of Dynamo, about the head of TRL
+def test_a_compiled_model_goes_the_usual_way(tiny_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+    from trl.trainer.utils import add_fused_lm_head
+
+    model = model_of(tiny_model, AutoModelForCausalLM)
+    add_fused_lm_head(model)
+    ids = torch.randint(3, 200, (2, 9))
+    said = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    expected = model(**said, fused_lm_head=True).log_probs
+    share_in_language_model(model, contextlib.nullcontext)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(compiled(**said, fused_lm_head=True).log_probs, expected)
+
+
+def test_a_classifier_with_a_head_of_another_name_goes_the_usual_way() -> None:
+    from transformers import CTRLConfig, CTRLForSequenceClassification
+
+    config = CTRLConfig(vocab_size=50, n_positions=64, n_embd=16, dff=32, n_layer=1, n_head=2)
+    config.pad_token_id = 1
+    model = CTRLForSequenceClassification(config).eval()
+    ids = torch.randint(3, 50, (2, 9))
+    said = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = model(**said).logits
+    share_in_classifier(model, contextlib.nullcontext)
+    assert torch.equal(model(**said).logits, expected)

@@ -252,6 +252,28 @@ def test_a_window_longer_than_every_sequence_is_none(capsys: pytest.CaptureFixtu
     assert "common prompts" not in capsys.readouterr().err
 
 
+def test_noise_on_embeddings_is_left_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """NEFTune's grows with the length of a row; it is there in training only."""
+    model = model_of("llama")
+    model.get_input_embeddings().neftune_noise_alpha = 5.0
+    assert Scorer(model).shares(100)
+    assert not Scorer(model.train()).shares(100)
+    assert "NEFTune" in capsys.readouterr().err
+
+
+def test_an_adapter_on_the_embeddings_is_scored() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    for options in (
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4]},
+    ):
+        config = LoraConfig(r=4, init_lora_weights=False, **options)
+        model = get_peft_model(model_of("llama"), config).eval()
+        assert_equal(model, Scorer(model))
+
+
 def test_an_adapter_is_scored_and_trained() -> None:
     from peft import LoraConfig, get_peft_model
 
@@ -385,6 +407,15 @@ class TestHead:
         logits = head(states).detach()
         assert lmhead.agrees(head, lmhead.Shaping(), states, logits)
         assert not lmhead.agrees(head, lmhead.Shaping(), states, logits * 1.01)
+
+    def test_a_shaping_in_half_precision_is_known(self) -> None:
+        """Autocast: float32 states, a bfloat16 product that the model caps in bfloat16."""
+        head, shaping = torch.nn.Linear(8, 50), lmhead.Shaping(0.07, 3.0)
+        states = 5 * torch.randn(4, 8)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            logits = 3 * torch.tanh(head(states) * 0.07 / 3)
+            assert lmhead.agrees(head, shaping, states, logits)
+            assert not lmhead.agrees(head, lmhead.Shaping(), states, logits)
 
 
 def test_a_model_that_shapes_its_logits_its_own_way_is_scored_by_its_logits() -> None:
