@@ -207,7 +207,7 @@ class Scorer:
         self._shaping = lmhead.shaping_of(self._core.config.get_text_config())
         (row, *_) = trees.alone(small_tree(self._core))
         few = torch.arange(min(8, len(row.ids)), device=self._core.device)
-        with torch.no_grad():
+        with torch.no_grad(), without_dropout(self._model):
             states, logits = self._with_logits([row], Form.plain, few)
             self._is_plain_head = lmhead.agrees(head, self._shaping, states, logits)
 
