@@ -2,10 +2,16 @@
 
 from typing import Any
 
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import DPOTrainer, RewardTrainer, SFTTrainer
 
 from align.prefixes import share_in_classifier, share_in_language_model
 from align.references import References
+
+
+def _is_split(trainer: Any) -> bool:
+    """Whether processes hold parts of the weights: then all must make the same passes, and trying forms is one more."""
+    return bool(trainer.is_fsdp_enabled) or is_deepspeed_zero3_enabled()
 
 
 class SharedPrefixDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl is untyped here
@@ -19,6 +25,8 @@ class SharedPrefixDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl is untype
     def __init__(self, references: References, **given: Any) -> None:
         self._references = references
         super().__init__(**given)
+        if _is_split(self):
+            return
         share_in_language_model(self.model, self.accelerator.autocast)
         if self.ref_model is not None and not self.is_deepspeed_enabled:
             share_in_language_model(self.ref_model, self.accelerator.autocast)
@@ -34,7 +42,8 @@ class SharedPrefixSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untype
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
-        share_in_language_model(self.model, self.accelerator.autocast)
+        if not _is_split(self):
+            share_in_language_model(self.model, self.accelerator.autocast)
 
 
 class SharedPrefixRewardTrainer(RewardTrainer):  # type: ignore[misc]  # trl is untyped here
@@ -42,4 +51,5 @@ class SharedPrefixRewardTrainer(RewardTrainer):  # type: ignore[misc]  # trl is 
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
-        share_in_classifier(self.model, self.accelerator.autocast)
+        if not _is_split(self):
+            share_in_classifier(self.model, self.accelerator.autocast)

@@ -16,14 +16,19 @@ def run(job: Job) -> None:
     from evals.models import identity
 
     references = References(job.cache / "references", identity(job.model, job.cache))
-    # DeepSpeed splits the model up, and a reference that follows the policy has to be asked anew.
-    is_fixed = not job.deepspeed and not job.args.get("sync_ref_model")
     with watched(job) as callbacks:
         run_stage(
             job,
             DPOConfig,
             functools.partial(SharedPrefixDPOTrainer, references),
             task_type="CAUSAL_LM",
-            defaults={"precompute_ref_log_probs": is_fixed},
+            defaults={"precompute_ref_log_probs": _reads_every_pair(job)},
             callbacks=callbacks,
         )
+
+
+def _reads_every_pair(job: Job) -> bool:
+    """Whether a fixed reference is asked about all rows, so that asking before training costs no more."""
+    if job.deepspeed or job.args.get("sync_ref_model"):  # split up; follows the policy
+        return False
+    return bool(job.args.get("max_steps", -1) <= 0 and job.args.get("num_train_epochs", 1) >= 1)
