@@ -11,8 +11,8 @@ def run(job: Job) -> None:
     """Prefer chosen over rejected. The reference is the model that the stage starts from."""
     from trl import DPOConfig
 
-    from align.references import References
-    from align.trainers import SharedPrefixDPOTrainer
+    from align.stages.references import References
+    from align.stages.trainers import SharedPrefixDPOTrainer
     from evals.models import identity
 
     references = References(job.cache / "references", identity(job.model, job.cache))

@@ -15,7 +15,7 @@ def run(job: Job) -> None:
     """
     from trl import RewardConfig
 
-    from align.trainers import SharedPrefixRewardTrainer
+    from align.stages.trainers import SharedPrefixRewardTrainer
 
     def finish(trainer: Any) -> None:
         rescore.record(trainer, job.out)

@@ -8,6 +8,6 @@ def run(job: Job) -> None:
     """Maximise the likelihood of the assistant's turns; the prompt carries no loss."""
     from trl import SFTConfig
 
-    from align.trainers import SharedPrefixSFTTrainer
+    from align.stages.trainers import SharedPrefixSFTTrainer
 
     run_stage(job, SFTConfig, SharedPrefixSFTTrainer, task_type="CAUSAL_LM")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from align.prefixes import share_in_classifier, share_in_language_model
+from align.stages.prefixes import share_in_classifier, share_in_language_model
 from conf.schema import Data
 from reward.data import prepare
 
@@ -84,8 +84,8 @@ def pair(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[An
     from transformers import AutoModelForCausalLM
     from trl import DPOConfig, DPOTrainer
 
-    from align.references import References
-    from align.trainers import SharedPrefixDPOTrainer
+    from align.stages.references import References
+    from align.stages.trainers import SharedPrefixDPOTrainer
 
     out = tmp_path_factory.mktemp("dpo")
     data = rows("preference", out)
@@ -150,7 +150,7 @@ def test_sft_and_reward_model_have_trls_values_and_gradients(
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-    from align.trainers import SharedPrefixRewardTrainer, SharedPrefixSFTTrainer
+    from align.stages.trainers import SharedPrefixRewardTrainer, SharedPrefixSFTTrainer
 
     data = rows(kind, tmp_path)
     make: Callable[..., Any]
@@ -200,8 +200,8 @@ def dpo(tiny_model: Path, out: Path, root: Path, data: Any, **options: Any) -> A
     from transformers import AutoModelForCausalLM
     from trl import DPOConfig
 
-    from align.references import References
-    from align.trainers import SharedPrefixDPOTrainer
+    from align.stages.references import References
+    from align.stages.trainers import SharedPrefixDPOTrainer
 
     dtype = options.pop("dtype", torch.float32)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype)

@@ -5,8 +5,8 @@ from typing import Any
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import DPOTrainer, RewardTrainer, SFTTrainer
 
-from align.prefixes import share_in_classifier, share_in_language_model
-from align.references import References
+from align.stages.prefixes import share_in_classifier, share_in_language_model
+from align.stages.references import References
 
 
 def _is_split(trainer: Any) -> bool:
