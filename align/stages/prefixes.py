@@ -24,12 +24,12 @@ _HARMLESS = {"use_cache", "return_dict", "num_items_in_batch", "output_router_lo
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
-def share_in_language_model(model: Any, autocast: Autocast) -> None:
+def share_in_language_model(model: Any, autocast: Autocast = contextlib.nullcontext) -> None:
     """Answer TRL's calls with `fused_lm_head=True` from trees, once TRL has given the model its own fused head.
 
     Args:
         model: causal language model of transformers, also within PEFT.
-        autocast: gives the context of a forward pass, the accelerator's.
+        autocast: gives the context of a forward pass where nothing else does, as around a reference.
     """
     core = unwrapped(model)
     usual = core.forward
@@ -56,12 +56,11 @@ def share_in_language_model(model: Any, autocast: Autocast) -> None:
     _replace_forward(core, forward)
 
 
-def share_in_classifier(model: Any, autocast: Autocast) -> None:
+def share_in_classifier(model: Any) -> None:
     """Score sequences from trees: the head sees the last token of each.
 
     Args:
         model: sequence classifier of transformers, also within PEFT.
-        autocast: gives the context of a forward pass, the accelerator's.
     """
     from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
@@ -78,11 +77,10 @@ def share_in_classifier(model: Any, autocast: Autocast) -> None:
         if not given and hasattr(core, "score") and _is_plain(further):
             input_ids = further["input_ids"]
             ends = _ends(input_ids, core.config.get_text_config().pad_token_id)
-            with autocast():
-                form = reader.form(int(ends.max()) + 1)
-                if form is not Form.plain:
-                    last = _last_states(reader, form, input_ids, ends)
-                    return SequenceClassifierOutputWithPast(logits=core.score(last))
+            form = reader.form(int(ends.max()) + 1)
+            if form is not Form.plain:
+                last = _last_states(reader, form, input_ids, ends)
+                return SequenceClassifierOutputWithPast(logits=core.score(last))
         return usual(*given, **further)
 
     _replace_forward(core, forward)

@@ -27,7 +27,7 @@ class SharedPrefixDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl is untype
         super().__init__(**given)
         if _is_split(self):
             return
-        share_in_language_model(self.model, self.accelerator.autocast)
+        share_in_language_model(self.model)
         if self.ref_model is not None and not self.is_deepspeed_enabled:
             share_in_language_model(self.ref_model, self.accelerator.autocast)
 
@@ -43,7 +43,7 @@ class SharedPrefixSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untype
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
         if not _is_split(self):
-            share_in_language_model(self.model, self.accelerator.autocast)
+            share_in_language_model(self.model)
 
 
 class SharedPrefixRewardTrainer(RewardTrainer):  # type: ignore[misc]  # trl is untyped here
@@ -52,4 +52,4 @@ class SharedPrefixRewardTrainer(RewardTrainer):  # type: ignore[misc]  # trl is 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
         if not _is_split(self):
-            share_in_classifier(self.model, self.accelerator.autocast)
+            share_in_classifier(self.model)

@@ -1,6 +1,5 @@
 """TRL's trainers with common prefixes read once, beside TRL's own: losses, gradients, metrics, references."""
 
-import contextlib
 import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,7 +179,7 @@ def test_a_call_that_says_more_goes_the_usual_way(tiny_model: Path) -> None:
         model = model_of(tiny_model, AutoModelForCausalLM)
         add_fused_lm_head(model, outputs=("log_probs", "entropy"))
         if is_shared:
-            share_in_language_model(model, contextlib.nullcontext)
+            share_in_language_model(model)
         call = functools.partial(model, input_ids=ids, labels=labels, fused_lm_head=True)
         positions = torch.arange(9).expand(2, 9) + 1
         found.append(
@@ -310,7 +309,7 @@ def test_a_compiled_model_goes_the_usual_way(tiny_model: Path) -> None:
     ids = torch.randint(3, 200, (2, 9))
     said = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     expected = model(**said, fused_lm_head=True).log_probs
-    share_in_language_model(model, contextlib.nullcontext)
+    share_in_language_model(model)
     torch.compiler.reset()
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(**said, fused_lm_head=True).log_probs, expected)
@@ -325,5 +324,5 @@ def test_a_classifier_with_a_head_of_another_name_goes_the_usual_way() -> None:
     ids = torch.randint(3, 50, (2, 9))
     said = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     expected = model(**said).logits
-    share_in_classifier(model, contextlib.nullcontext)
+    share_in_classifier(model)
     assert torch.equal(model(**said).logits, expected)
