@@ -1,5 +1,8 @@
 """A process that fails says what it leaves."""
 
+import os
+import platform
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,3 +50,37 @@ def test_warnings_and_what_a_stage_says_of_itself_are_shown_once(
         "ppo        warning: ppo, step 2: few responses end",
     ]
     assert (tmp_path / "log").read_text().count("warning: ppo, step 2") == 3
+
+
+_HELD = """
+def held():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) // 1024
+first = b"x" * (31 << 20)
+del first  # glibc learns from it to keep what is smaller
+before = held()
+blocks = [b"x" * (8 << 20) for _ in range(4)]
+last = b"x" * 100_000  # stands behind them
+del blocks
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other allocators have other settings"
+)
+def test_a_worker_gives_memory_back() -> None:
+    argv = [sys.executable, "-c", _HELD]
+    plain = dict(os.environ) | {"GLIBC_TUNABLES": ""}
+    kept, given_back = (
+        int(subprocess.run(argv, env=env, capture_output=True, check=True).stdout)
+        for env in (plain, launch.environment())
+    )
+    assert given_back < 10 < kept  # MiB
+
+
+def test_settings_of_the_user_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    found = launch.environment()
+    assert found["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=2"
+    assert found["OMP_WAIT_POLICY"] == "active"
