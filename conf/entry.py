@@ -41,36 +41,34 @@ def entry(
 
     def decorate(run: Callable[[Any, list[str]], float | None]) -> Callable[[], None]:
         def main() -> None:
-            import hydra
-            from hydra.core.config_store import ConfigStore
-            from hydra.core.hydra_config import HydraConfig
-            from omegaconf import OmegaConf
-
-            ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-
-            def task(composed: Any) -> float | None:
-                with plainly(
-                    schema
-                ):  # here too, or Hydra puts a line of its own before the message
-                    return run(typed(composed, schema), list(HydraConfig.get().overrides.task))
-
-            os.environ["HYDRA_FULL_ERROR"] = (
-                "1"  # lets the exception reach `plainly` instead of Hydra's own printer
-            )
-            # For the help texts: what a program can choose from, and the names in a table of the code.
-            OmegaConf.register_new_resolver("choices", lambda: listing(name, schema), replace=True)
-            OmegaConf.register_new_resolver(
-                "names", lambda *table: ", ".join(names_in(*table)), replace=True
-            )
+            _let_help_list_choices(name, schema)
             with plainly(schema):
+                if {"-h", "--help"} & set(sys.argv[1:]):
+                    return print(_helped(name))
                 if wrong := problem(sys.argv[1:], name, schema):
                     raise UserError(wrong)
                 sys.argv[1:] = arranged(sys.argv[1:])
-                hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(task)()
+                _composed(name, schema, run)
 
         return main
 
     return decorate
+
+
+def _composed(name: str, schema: type[Any], run: Callable[[Any, list[str]], float | None]) -> None:
+    """Let Hydra read the command line, and run; once for each arm of a sweep."""
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.hydra_config import HydraConfig
+
+    def task(composed: Any) -> float | None:
+        with plainly(schema):  # here too, or Hydra puts a line of its own before the message
+            return run(typed(composed, schema), list(HydraConfig.get().overrides.task))
+
+    # Lets the exception reach `plainly` instead of Hydra's own printer.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(task)()
 
 
 @contextlib.contextmanager
@@ -98,6 +96,23 @@ def plainly(schema: type[Any] | None = None) -> Iterator[None]:
 def _exit(message: str) -> typing.NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def _helped(name: str) -> str:
+    """A program's help, from its own YAML alone: Hydra would compose everything, and read every group twice."""
+    from omegaconf import OmegaConf
+
+    return str(OmegaConf.load(CONF_DIR / f"{name}.yaml").hydra.help.template)
+
+
+def _let_help_list_choices(name: str, schema: type[Any]) -> None:
+    """What a program can choose from, and the names in a table of the code, as resolvers for the help in its YAML."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("choices", lambda: listing(name, schema), replace=True)
+    OmegaConf.register_new_resolver(
+        "names", lambda *table: ", ".join(names_in(*table)), replace=True
+    )
 
 
 def typed(composed: Any, schema: type[Any]) -> Any:
