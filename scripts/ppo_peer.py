@@ -54,7 +54,7 @@ class Case:
     micro_rows: int = 4  # responses of a micro-batch
     epochs: int = 4
     learning_rate: float = 1e-5
-    optimizer: str = "adamw_torch"
+    optimizer: str = "adamw_torch_fused"  # what both take when they are not told
     temperature: float = 1.0
     end_probability: float = 0.0  # of the end token, after every token
     seed: int = 0

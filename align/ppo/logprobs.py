@@ -9,8 +9,9 @@ from torch.autograd.function import once_differentiable
 
 # Products and casts do not look at their result again, so that their gradient may take its place.
 _LEAVE_THEIR_RESULT = {"MmBackward0", "AddmmBackward0", "UnsafeViewBackward0", "ToCopyBackward0"}
-# Logits that are worked on at a time: 16 MiB in float32, which stay in a cache.
-_CHUNK_VALUES = 1 << 22
+# Logits that are worked on at a time: on a CPU 1 MiB in float32, which stays in a cache; elsewhere calls would be too many.
+_CHUNK_VALUES = {"cpu": 1 << 18}
+_CHUNK_VALUES_ELSEWHERE = 1 << 22
 
 
 def token_logp(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
@@ -37,8 +38,9 @@ def token_logp_and_entropy(
     return logp, entropy
 
 
-def _chunks(number: int, width: int) -> Iterator[slice]:
-    step = max(1, _CHUNK_VALUES // width)
+def _chunks(logits: Tensor) -> Iterator[slice]:
+    number, width = logits.shape
+    step = max(1, _CHUNK_VALUES.get(logits.device.type, _CHUNK_VALUES_ELSEWHERE) // width)
     return (slice(start, min(start + step, number)) for start in range(0, number, step))
 
 
@@ -54,7 +56,7 @@ class _TokenLogp(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         logp = torch.empty(tokens.shape, dtype=torch.float32, device=logits.device)
         entropy = torch.empty_like(logp) if with_entropy else None
-        for rows in _chunks(*logits.shape):
+        for rows in _chunks(logits):
             every = _log_softmax(logits, rows, temperature)
             logp[rows] = every.gather(-1, tokens[rows, None])[:, 0]
             if entropy is not None:
@@ -71,7 +73,7 @@ class _TokenLogp(torch.autograd.Function):
     ) -> tuple[Tensor, None, None, None]:
         logits, tokens, entropy = ctx.saved_tensors
         gradient = logits if ctx.is_free else torch.empty_like(logits)
-        for rows in _chunks(*logits.shape):
+        for rows in _chunks(logits):
             every = _log_softmax(logits, rows, ctx.temperature)
             # d log π(token) / d logits = one-hot(token) − π;  d H / d logits = −π · (log π + H)
             share = every.exp()

@@ -30,11 +30,11 @@ from align.ppo.alarms import Alarms
 from align.ppo.batches import pack
 from align.ppo.collect import Collector, Question, keep_samples, questions_of
 from align.ppo.config import PPOConfig
-from align.ppo.model import PolicyValue, adapter_start, disable_dropout, load_weights
+from align.ppo.model import PolicyValue, Wanted, adapter_start, disable_dropout, load_weights
 from align.ppo.rollout import Rollout
 from align.ppo.sampling import open_sampler
 from align.ppo.sharding import frozen, gathered, require_that_weights_are_saved, zero_stage
-from align.ppo.update import Sums, TokenWeights, micro_loss, token_weights
+from align.ppo.update import Sums, TokenWeights, highest, micro_loss, token_weights
 from conf.entry import UserError
 from reward.answers import Answer
 from reward.rewards import Worth
@@ -200,24 +200,31 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         batch = pack(chosen, self.processing_class.pad_token_id, args.device)
         entropy_learns = args.entropy_coef != 0
         is_measured = entropy_learns or self.state.global_step % args.entropy_every == 0
-        scored = model(
-            batch.ids, batch.rows, batch.cols, "both", args.temperature, is_measured, entropy_learns
-        )
+        # One after the other where nothing waits for both, so that only one model's activations are held.
+        is_alone = self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled
+        wanted: tuple[Wanted, ...] = ("policy", "value") if is_alone else ("both",)
         where = torch.tensor(list(places) or [0])[batch.rows.cpu()], batch.places.cpu()
-        loss, sums = micro_loss(scored, rollout, weights, where, bool(places), args)
         # DDP and ZeRO average over processes what is a sum here.
         options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-        self.accelerator.backward(loss * self.accelerator.num_processes, **options)
-        return sums
+        sums = []
+        for part in wanted:
+            scored = model(
+                *(batch.ids, batch.rows, batch.cols),
+                *(part, args.temperature, is_measured, entropy_learns),
+            )
+            loss, said = micro_loss(scored, rollout, weights, where, bool(places), args)
+            self.accelerator.backward(loss * self.accelerator.num_processes, **options)
+            sums.append(said)
+        return Sums.added(sums)
 
     def _summed(self, sums: Sequence[Sums]) -> Sums:
-        """The sums over all micro-batches of all processes; of the farthest ratio, the highest."""
-        columns = list(zip(*sums, strict=True))
-        added = torch.tensor([math.fsum(column) for column in columns], dtype=torch.float64)
-        farthest = _highest(columns[Sums._fields.index("farthest")])
-        if self.accelerator.num_processes > 1:
-            added = self.accelerator.reduce(added.to(self.args.device), reduction="sum").cpu()
-            farthest = _highest(gather_object([farthest]))
+        """The sums over all micro-batches of all processes."""
+        total = Sums.added(sums)
+        if self.accelerator.num_processes == 1:
+            return total
+        added = torch.tensor(total, dtype=torch.float64).to(self.args.device)
+        farthest = highest(gather_object([total.farthest]))
+        added = self.accelerator.reduce(added, reduction="sum").cpu()
         return Sums(*added.tolist())._replace(farthest=farthest)
 
     def _note(self, total: Sums, rollout: Rollout) -> None:
@@ -424,11 +431,6 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         running, alarms = core.RunningMoments(**found["running"]), Alarms(**found["alarms"])
         self.ppo = State(**found | {"running": running, "alarms": alarms})
         self.rollout = Rollout.load(Path(checkpoint))
-
-
-def _highest(values: Sequence[float]) -> float:
-    """The highest value; NaN if one is."""
-    return math.nan if any(map(math.isnan, values)) else max(values)
 
 
 def _hold_policy(scheduler: Any, steps: int, warmup: int) -> None:

@@ -1,5 +1,6 @@
 """What one micro-batch teaches, and the numbers of a step."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,25 +21,34 @@ class TokenWeights(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over tokens, to be added over micro-batches and processes."""
+    """Sums over tokens, to be added over micro-batches and processes; what a model was not asked for is 0."""
 
-    tokens: float
-    value_tokens: float
-    policy_loss: float
-    value_loss: float
-    ratio: float
-    ratio_squared: float  # of ρ − 1
-    k2: float
-    k3: float
-    clipped_high: float
-    clipped_low: float
-    dual_clipped: float
-    value_clipped: float
-    entropy: float
-    entropy_loss: float
-    kl_loss: float
-    loss: float  # of all of these together
-    farthest: float  # the highest |ρ − 1|, no sum
+    tokens: float = 0.0
+    value_tokens: float = 0.0
+    policy_loss: float = 0.0
+    value_loss: float = 0.0
+    ratio: float = 0.0
+    ratio_squared: float = 0.0  # of ρ − 1
+    k2: float = 0.0
+    k3: float = 0.0
+    clipped_high: float = 0.0
+    clipped_low: float = 0.0
+    dual_clipped: float = 0.0
+    value_clipped: float = 0.0
+    entropy: float = 0.0
+    entropy_loss: float = 0.0
+    kl_loss: float = 0.0
+    loss: float = 0.0  # of all of these together
+    farthest: float = 0.0  # the highest |ρ − 1|, no sum
+
+    @classmethod
+    def added(cls, parts: Sequence["Sums"]) -> "Sums":
+        """All of them together."""
+        columns = dict(zip(cls._fields, zip(*parts, strict=True), strict=True))
+        farthest = highest(columns.pop("farthest"))
+        return cls(
+            **{name: math.fsum(column) for name, column in columns.items()}, farthest=farthest
+        )
 
     @property
     def mean_ratio(self) -> float:
@@ -91,6 +101,11 @@ def token_weights(rollout: Rollout, step: Sequence[int], args: PPOConfig) -> Tok
     return TokenWeights(*found)
 
 
+def highest(values: Sequence[float]) -> float:
+    """The highest value; NaN if one is."""
+    return math.nan if any(map(math.isnan, values)) else max(values)
+
+
 def micro_loss(
     scored: Scored,
     rollout: Rollout,
@@ -99,75 +114,105 @@ def micro_loss(
     is_real: bool,
     args: PPOConfig,
 ) -> tuple[Tensor, Sums]:
-    """The part of a step's loss that one micro-batch holds.
+    """The part of a step's loss that one micro-batch holds, for the models that were asked.
 
     Args:
-        scored: what the models say now of N tokens.
+        scored: what the policy, the critic or both say now of N tokens.
         rollout: what was said of them before, and what they are worth.
         weights: of the tokens in this step.
         where: (N,) each: response and token, the place in the rollout.
         is_real: False: take part, but teach nothing.
         args: the clips and coefficients.
     """
-    assert scored.logp is not None
-    assert scored.values is not None
-    device = scored.logp.device
+    learns = []
+    if scored.logp is not None:
+        learns.append(
+            _policy_loss(scored.logp, scored.entropy, rollout, weights, where, is_real, args)
+        )
+    if scored.values is not None:
+        learns.append(_value_loss(scored.values, rollout, weights, where, is_real, args))
+    losses, sums = zip(*learns, strict=True)
+    return torch.stack(losses).sum(), Sums.added(sums)
 
+
+def _policy_loss(
+    logp: Tensor,
+    entropy: Tensor | None,
+    rollout: Rollout,
+    weights: TokenWeights,
+    where: tuple[Tensor, Tensor],
+    is_real: bool,
+    args: PPOConfig,
+) -> tuple[Tensor, Sums]:
     def at(x: Tensor) -> Tensor:
-        return x[where].to(device)
+        return x[where].to(logp.device)
 
-    mask, policy_mask = at(rollout.mask) & is_real, at(rollout.policy_mask) & is_real
+    mask, weight = at(rollout.policy_mask) & is_real, at(weights.policy)
     low, high = args.policy_clip
     policy = core.policy_loss(
-        scored.logp,
+        logp,
         at(rollout.old_logp),
         at(rollout.advantages),
-        policy_mask,
+        mask,
         clip_low=low,
         clip_high=high,
         dual_clip=args.dual_clip,
         weights=None if rollout.weights is None else at(rollout.weights),
     )
-    value, is_value_clipped = core.value_loss(
-        scored.values, at(rollout.old_values), at(rollout.returns), mask, args.cliprange_value
-    )
-    policy_loss = (policy.loss * at(weights.policy)).sum()
-    value_loss = (value * at(weights.value)).sum()
-    loss = policy_loss + args.vf_coef * value_loss
-    entropy = torch.zeros_like(policy.loss)
-    if scored.entropy is not None:
-        entropy = core.only(scored.entropy, policy_mask)
+    loss = policy_loss = (policy.loss * weight).sum()
+    entropy = torch.zeros_like(policy.loss) if entropy is None else core.only(entropy, mask)
     entropy_loss = kl_loss = torch.zeros(())
     if args.entropy_coef:
-        entropy_loss = -(entropy * at(weights.policy)).sum()
+        entropy_loss = -(entropy * weight).sum()
         loss = loss + args.entropy_coef * entropy_loss
     if rollout.ref_logp is not None:
         old, ref = at(rollout.old_logp), at(rollout.ref_logp)
-        kl = core.kl_loss(scored.logp, old, ref, policy_mask, args.kl_loss_type)
-        kl_loss = (kl * at(weights.policy)).sum()
+        kl = core.kl_loss(logp, old, ref, mask, args.kl_loss_type)
+        kl_loss = (kl * weight).sum()
         loss = loss + args.kl_loss_coef * kl_loss
-    off = core.only(policy.ratio.detach() - 1, policy_mask)
-    log_ratio = core.only(scored.logp.detach() - at(rollout.old_logp), policy_mask)
-    sums = Sums(
-        tokens=_sum(policy_mask),
-        value_tokens=_sum(mask),
+    off = core.only(policy.ratio.detach() - 1, mask)
+    log_ratio = core.only(logp.detach() - at(rollout.old_logp), mask)
+    return loss, Sums(
+        tokens=_sum(mask),
         policy_loss=_sum(policy_loss),
-        value_loss=_sum(value_loss),
         ratio=_sum(policy.ratio),
         ratio_squared=_sum(off**2),
         k2=_sum(0.5 * log_ratio**2),
-        k3=_sum(core.only(off - log_ratio, policy_mask)),
+        k3=_sum(core.only(off - log_ratio, mask)),
         clipped_high=_sum(policy.is_clipped_high),
         clipped_low=_sum(policy.is_clipped_low),
         dual_clipped=_sum(policy.is_dual_clipped),
-        value_clipped=_sum(is_value_clipped),
         entropy=_sum(entropy),
         entropy_loss=_sum(entropy_loss),
         kl_loss=_sum(kl_loss),
         loss=_sum(loss),
         farthest=float(off.abs().amax()),
     )
-    return loss, sums
+
+
+def _value_loss(
+    values: Tensor,
+    rollout: Rollout,
+    weights: TokenWeights,
+    where: tuple[Tensor, Tensor],
+    is_real: bool,
+    args: PPOConfig,
+) -> tuple[Tensor, Sums]:
+    def at(x: Tensor) -> Tensor:
+        return x[where].to(values.device)
+
+    mask = at(rollout.mask) & is_real
+    each, is_clipped = core.value_loss(
+        values, at(rollout.old_values), at(rollout.returns), mask, args.cliprange_value
+    )
+    value_loss = (each * at(weights.value)).sum()
+    loss = args.vf_coef * value_loss
+    return loss, Sums(
+        value_tokens=_sum(mask),
+        value_loss=_sum(value_loss),
+        value_clipped=_sum(is_clipped),
+        loss=_sum(loss),
+    )
 
 
 def _sum(x: Tensor) -> float:

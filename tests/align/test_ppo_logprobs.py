@@ -11,7 +11,7 @@ from align.ppo import logprobs
 def test_values_and_gradients_are_those_of_autograd(
     temperature: float, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logprobs, "_CHUNK_VALUES", 11 * chunk)
+    monkeypatch.setitem(logprobs._CHUNK_VALUES, "cpu", 11 * chunk)
     draw = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(13, 11, generator=draw)
     tokens = torch.randint(11, (13,), generator=draw)
