@@ -4,9 +4,9 @@
     python scripts/bench_ppo.py --trl DIR --workloads full early uneven --out outputs/bench_ppo
 
 Every run is a process of its own, the two by turns. Both begin with the same weights, see the same prompts, sample with
-the same probability of ending and take as many micro-batches of as many rows. Ours has the environment that
-`python -m align` gives its workers; set GLIBC_TUNABLES to give both the same. Time is CPU time of `train()`; the least
-of the rounds counts, because other work on the machine only adds.
+the same probability of ending and take as many micro-batches of as many rows, in the same environment: what
+`python -m align` sets for its workers, such as GLIBC_TUNABLES, is not set. Time is CPU time of `train()`; the least of
+the rounds counts, because other work on the machine only adds.
 """
 
 import argparse
@@ -29,7 +29,6 @@ import torch
 from bench_contamination import processor
 from ppo_peer import END, PAD, UNKNOWN, Case, in_process, models, ours, peer_environment, theirs
 
-from align import launch
 from conf.entry import UserError, plainly
 from reward.quiet import quiet
 from reward.store import read_json, write_json
@@ -176,7 +175,7 @@ def measured(name: str, given: argparse.Namespace) -> dict[str, list[dict[str, f
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     for number in range(1, given.rounds + 1):
         for arm in ARMS:
-            environment = launch.environment() if arm == "ours" else peer_environment(given.trl)
+            environment = dict(os.environ) if arm == "ours" else peer_environment(given.trl)
             with tempfile.TemporaryDirectory() as scratch:
                 options = ["--run", arm, "--workloads", name, "--into", scratch]
                 numbers = ["--threads", str(given.threads), "--seed", str(given.seed)]
