@@ -24,9 +24,8 @@ _END = re.compile(rb"[\r\n]+|(?<=it/s\])(?=[^\r\n])|(?<=s/it\])(?=[^\r\n])")
 _TAIL_LINES = 15
 _GRACE_SECONDS = 10
 _QUIET_SECONDS = 30  # between progress lines when stderr is no terminal
-# glibc keeps blocks of up to 32 MiB that were freed, and few later ones fit: PPO held 80 MB more (docs/ppo.md). Huge
-# pages make it cheap to ask the kernel anew. Other C libraries do not look here.
-_MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4194304"
+# Tensors come and go: huge pages make it cheap to ask the kernel for memory. Other C libraries do not look here.
+_MALLOC = "glibc.malloc.hugetlb=1"
 
 _Show = Callable[[str, bool], None]  # a line, and whether it stays
 
@@ -58,7 +57,7 @@ def command(module: str, arguments: list[str], launch: Launch | None = None) -> 
 def environment(processes: int = 1) -> dict[str, str]:
     """The environment of a worker: passive OpenMP waits, cores shared out, and DeepSpeed told about a CPU machine.
 
-    Memory of tensors comes in huge pages and goes back when it is freed, see `_MALLOC`.
+    Memory of tensors comes in huge pages, see `_MALLOC`.
     """
     env = dict(os.environ)
     # Spinning OpenMP threads take the cores that the other processes need: six times slower when shared.

@@ -42,6 +42,7 @@ WORKLOADS: dict[str, Training | Choice] = {
     "dpo-default": Training(
         "DPO from start to end, the peer as it comes", "dpo",
         (Goal(_CPU, 6, 10), Goal("peak memory, MiB", 0.6, 0.4, is_share=True)),
+        both={"num_train_epochs": 3},
     ),
     "dpo-short": Training(
         "DPO step as `dpo`, prompts of about 30 tokens, answers of 150", "dpo",
