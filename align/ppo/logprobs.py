@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 # Products and casts do not look at their result again, so that their gradient may take its place.
 _LEAVE_THEIR_RESULT = {"MmBackward0", "AddmmBackward0", "UnsafeViewBackward0", "ToCopyBackward0"}
-# Logits that are worked on at a time: on a CPU 1 MiB in float32, which stays in a cache; elsewhere more, for fewer calls.
+# Logits that are worked on at a time: on a CPU 1 MiB in float32, which stays in a cache; elsewhere fewer, larger calls.
 _CHUNK_VALUES = {"cpu": 1 << 18}
 _CHUNK_VALUES_ELSEWHERE = 1 << 22
 
