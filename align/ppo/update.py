@@ -1,7 +1,7 @@
 """What one micro-batch teaches, and the numbers of a step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,8 @@ from align.ppo import core
 from align.ppo.config import PPOConfig
 from align.ppo.model import Scored
 from align.ppo.rollout import Rollout
+
+_At = Callable[[Tensor], Tensor]  # (B, T) of a rollout → the (N,) tokens of a micro-batch
 
 
 class TokenWeights(NamedTuple):
@@ -124,13 +126,19 @@ def micro_loss(
         is_real: False: take part, but teach nothing.
         args: the clips and coefficients.
     """
+    seen = scored.values if scored.logp is None else scored.logp
+    assert seen is not None
+
+    def at(x: Tensor) -> Tensor:
+        return x[where].to(seen.device)
+
     learns = []
     if scored.logp is not None:
         learns.append(
-            _policy_loss(scored.logp, scored.entropy, rollout, weights, where, is_real, args)
+            _policy_loss(scored.logp, scored.entropy, rollout, weights, at, is_real, args)
         )
     if scored.values is not None:
-        learns.append(_value_loss(scored.values, rollout, weights, where, is_real, args))
+        learns.append(_value_loss(scored.values, rollout, weights, at, is_real, args))
     losses, sums = zip(*learns, strict=True)
     return torch.stack(losses).sum(), Sums.added(sums)
 
@@ -140,13 +148,10 @@ def _policy_loss(
     entropy: Tensor | None,
     rollout: Rollout,
     weights: TokenWeights,
-    where: tuple[Tensor, Tensor],
+    at: _At,
     is_real: bool,
     args: PPOConfig,
 ) -> tuple[Tensor, Sums]:
-    def at(x: Tensor) -> Tensor:
-        return x[where].to(logp.device)
-
     mask, weight = at(rollout.policy_mask) & is_real, at(weights.policy)
     low, high = args.policy_clip
     policy = core.policy_loss(
@@ -191,16 +196,8 @@ def _policy_loss(
 
 
 def _value_loss(
-    values: Tensor,
-    rollout: Rollout,
-    weights: TokenWeights,
-    where: tuple[Tensor, Tensor],
-    is_real: bool,
-    args: PPOConfig,
+    values: Tensor, rollout: Rollout, weights: TokenWeights, at: _At, is_real: bool, args: PPOConfig
 ) -> tuple[Tensor, Sums]:
-    def at(x: Tensor) -> Tensor:
-        return x[where].to(values.device)
-
     mask = at(rollout.mask) & is_real
     each, is_clipped = core.value_loss(
         values, at(rollout.old_values), at(rollout.returns), mask, args.cliprange_value
