@@ -24,8 +24,9 @@ _END = re.compile(rb"[\r\n]+|(?<=it/s\])(?=[^\r\n])|(?<=s/it\])(?=[^\r\n])")
 _TAIL_LINES = 15
 _GRACE_SECONDS = 10
 _QUIET_SECONDS = 30  # between progress lines when stderr is no terminal
-# Tensors come and go: huge pages make it cheap to ask the kernel for memory. Other C libraries do not look here.
-_MALLOC = "glibc.malloc.hugetlb=1"
+# Tensors come and go: their memory is kept and used again, and comes from the kernel in huge pages. By default every
+# tensor above 32 MiB is given back at once and cleared again for the next one. Other C libraries do not look here.
+_MALLOC = f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={1 << 40}"
 
 _Show = Callable[[str, bool], None]  # a line, and whether it stays
 

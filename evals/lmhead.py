@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Logits of one step over states: 64 MiB in float32, so that a step reads the head's weights once for many states.
-_CHUNK_VALUES = 1 << 24
+# Of the logits of one product: the head's weights are read, and their gradient is added to, once for many states.
+_PRODUCT_BYTES = 1 << 26
+# Logits that are worked on at a time: on a CPU 1 MiB in float32, which stays in a cache.
+_BLOCK_BYTES = {"cpu": 1 << 20}
 
 
 class Wanted(NamedTuple):
@@ -134,67 +136,79 @@ def by_head(head: nn.Linear, shaping: Shaping, states: Tensor, wanted: Wanted) -
 def by_logits(logits: Tensor, wanted: Wanted) -> Found:
     """Score tokens by a model's own logits (N, V)."""
     pairs = torch.from_numpy(wanted.pairs).to(logits.device)
-    step = max(1, _CHUNK_VALUES // logits.shape[-1])
     totals, best, described = [], [], []
-    for part in torch.split(logits, step):
+    for part in torch.split(logits, _block_size(logits)):
         totals.append(part.float().logsumexp(-1))
         best.append(part.detach().argmax(-1))
-        described.append(_described(part.detach().float(), wanted.with_statistics))
+        exact = part.detach().to(torch.float32, copy=True)
+        described.append(_described(exact, wanted.with_statistics)[1])
     logp = logits[pairs, wanted.tokens].float() - torch.cat(totals)[pairs]
     is_best = torch.cat(best)[pairs] == wanted.tokens
     return Found(logp, is_best, torch.cat(described)[pairs])
 
 
-def _described(logits: Tensor, is_wanted: bool) -> Tensor:
-    """Entropy, mean logit and log Σ p² of rows of logits (S, V); shape (S, 3). Twice their memory."""
-    found = logits.new_full((len(logits), 3), torch.nan)
-    if not is_wanted:
-        return found
-    found[:, 1] = logits.mean(-1)
-    below = logits - logits.amax(-1, keepdim=True)
+def _block_size(logits: Tensor) -> int:
+    """Rows of logits that are worked on at a time, in float32."""
+    return max(1, _BLOCK_BYTES.get(logits.device.type, _PRODUCT_BYTES) // (4 * logits.shape[-1]))
+
+
+def _described(logits: Tensor, with_statistics: bool) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp (S,), and entropy, mean logit and log Σ p² (S, 3), of logits (S, V), which are written over."""
+    statistics = logits.new_full((len(logits), 3), torch.nan)
+    highest = logits.amax(-1)
+    if not with_statistics:
+        total = logits.sub_(highest[:, None]).exp_().sum(-1)
+        return total.log() + highest, statistics
+    statistics[:, 1] = logits.mean(-1)
+    below = logits.sub_(highest[:, None])
     weights = below.exp()
     total = weights.sum(-1)
-    found[:, 0] = total.log() - torch.linalg.vecdot(weights, below) / total
-    found[:, 2] = torch.linalg.vecdot(weights, weights).log() - 2 * total.log()
-    return found
+    statistics[:, 0] = total.log() - below.mul_(weights).sum(-1) / total
+    statistics[:, 2] = weights.square_().sum(-1).log() - 2 * total.log()
+    return total.log() + highest, statistics
 
 
 def _linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return nn.functional.linear(states.to(weight.dtype), weight, bias)
 
 
-class _Chunk(NamedTuple):
+def _products(
+    states: Tensor, weight: Tensor, bias: Tensor | None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Which states, and the head's product with them, some states after the other in one buffer."""
+    step = min(max(1, _PRODUCT_BYTES // (weight.element_size() * len(weight))), len(states))
+    buffer = states.new_empty(step, len(weight))
+    for start in range(0, len(states), step):
+        part = states[start : start + step]
+        product = torch.mm(part, weight.T, out=buffer[: len(part)])
+        if bias is not None:
+            product += bias
+        yield slice(start, start + len(part)), product
+
+
+class _Block(NamedTuple):
     rows: slice  # of the N states
     span: slice  # of the M tokens
     state: Tensor  # of those tokens, the state among these
     token: Tensor
-    logits: Tensor  # (states, V), float32; written over by the next chunk
+    product: Tensor  # (states, V), in the head's format
+    logits: Tensor  # the same, shaped, in float32; in the product's place where that is float32
 
 
-def _chunks(
-    states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    pairs: np.ndarray,
-    tokens: Tensor,
-    shaping: Shaping,
-) -> Iterator[_Chunk]:
-    """The logits of some states after the other, in one buffer."""
-    step = min(max(1, _CHUNK_VALUES // len(weight)), len(states))
-    buffer = states.new_empty(step, len(weight))
-    exact = buffer if buffer.dtype == torch.float32 else buffer.float()
-    for start in range(0, len(states), step):
-        part = states[start : start + step]
-        logits = torch.mm(part, weight.T, out=buffer[: len(part)])
-        if bias is not None:
-            logits += bias
-        if exact is not buffer:
-            logits = exact[: len(part)].copy_(logits)
-        first, last = np.searchsorted(pairs, [start, start + step])
+def _blocks(
+    rows: slice, product: Tensor, pairs: np.ndarray, tokens: Tensor, shaping: Shaping
+) -> Iterator[_Block]:
+    """The logits of a product, some rows after the other."""
+    step = _block_size(product)
+    exact = product.new_empty(min(step, len(product)), product.shape[-1], dtype=torch.float32)
+    for part in torch.split(product, step):
+        block = slice(rows.start, rows.start + len(part))
+        rows = slice(block.stop, rows.stop)
+        first, last = np.searchsorted(pairs, [block.start, block.stop])
         span = slice(int(first), int(last))
-        state = torch.from_numpy(pairs[span] - start).to(states.device)
-        rows = slice(start, start + len(part))
-        yield _Chunk(rows, span, state, tokens[span], shaping.apply_(logits))
+        state = torch.from_numpy(pairs[span] - block.start).to(product.device)
+        logits = part if part.dtype == torch.float32 else exact[: len(part)].copy_(part)
+        yield _Block(block, span, state, tokens[span], part, shaping.apply_(logits))
 
 
 class _ByHead(torch.autograd.Function):
@@ -217,16 +231,14 @@ class _ByHead(torch.autograd.Function):
         statistics = torch.empty(len(tokens), 3, device=states.device)
         is_best = torch.empty(len(tokens), dtype=torch.bool, device=states.device)
         totals = torch.empty(len(states), device=states.device)
-        for rows, span, state, token, logits in _chunks(
-            states, weight, bias, pairs, tokens, shaping
-        ):
-            chosen = logits[state, token]
-            statistics[span] = _described(logits, wanted.with_statistics)[state]
-            highest, where = logits.max(-1)
-            total = logits.sub_(highest[:, None]).exp_().sum(-1).log_().add_(highest)
-            totals[rows] = total
-            logp[span] = chosen - total[state]
-            is_best[span] = where[state] == token
+        for every, product in _products(states, weight, bias):
+            for block in _blocks(every, product, pairs, tokens, shaping):
+                rows, span, state, logits = block.rows, block.span, block.state, block.logits
+                chosen = logits[state, block.token]
+                is_best[span] = logits.argmax(-1)[state] == block.token
+                totals[rows], described = _described(logits, wanted.with_statistics)
+                logp[span] = chosen - totals[rows][state]
+                statistics[span] = described[state]
         ctx.save_for_backward(states, weight, bias, tokens, totals)
         ctx.pairs, ctx.shaping = pairs, shaping
         ctx.mark_non_differentiable(is_best, statistics)
@@ -242,22 +254,27 @@ class _ByHead(torch.autograd.Function):
         d_states = torch.empty_like(states) if of_states else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if of_weight else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if of_bias else None
-        for rows, span, state, token, logits in _chunks(
-            states, weight, bias, ctx.pairs, tokens, ctx.shaping
-        ):
-            # d log p(token) / d logits = one-hot(token) − softmax
-            shaped = logits.clone() if ctx.shaping.cap is not None else None
-            slope = logits.sub_(totals[rows, None]).exp_().mul_(-through[rows, None])
-            slope.index_put_((state, token), gradient[span], accumulate=True)
-            ctx.shaping.pull_back_(slope, shaped)
-            if d_bias is not None:
-                d_bias += slope.sum(0)
-            slope = slope.to(weight.dtype)
+        for every, product in _products(states, weight, bias):
+            for block in _blocks(every, product, ctx.pairs, tokens, ctx.shaping):
+                slope = _slope(block, totals, through, gradient, ctx.shaping)
+                if d_bias is not None:
+                    d_bias += slope.sum(0)
+                block.product.copy_(slope)
             if d_states is not None:
-                torch.mm(slope, weight, out=d_states[rows])
+                torch.mm(product, weight, out=d_states[every])
             if d_weight is not None:
-                _add_product_(d_weight, slope, states[rows])
+                _add_product_(d_weight, product, states[every])
         return d_states, _as(d_weight, weight), _as(d_bias, bias), None, None
+
+
+def _slope(
+    block: _Block, totals: Tensor, through: Tensor, gradient: Tensor, shaping: Shaping
+) -> Tensor:
+    """The gradient of the head's product, in place: d log p(token) / d logits = one-hot(token) − softmax."""
+    shaped = block.logits.clone() if shaping.cap is not None else None
+    slope = block.logits.sub_(totals[block.rows, None]).exp_().mul_(-through[block.rows, None])
+    slope.index_put_((block.state, block.token), gradient[block.span], accumulate=True)
+    return shaping.pull_back_(slope, shaped)
 
 
 def _add_product_(total: Tensor, slope: Tensor, states: Tensor) -> None:

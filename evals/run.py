@@ -56,6 +56,7 @@ KINDS = {
             "answers.py",
             "backend.py",
             "clusters.py",
+            "cpuattention.py",
             "generated.py",
             "harness.py",
             "lmhead.py",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from evals import cpuattention
 from evals.trees import Row, blocks, sees
 
 _NAME = "align_trees"
@@ -181,28 +182,27 @@ class _Blocks:
     def __init__(self, row: Row, device: torch.device) -> None:
         self.blocks = blocks(row.ends)
         self.sizes = [block.stop - block.start for block in self.blocks]
-        self.masks: list[Tensor | None] = []
+        self.sees: list[Tensor] = []  # of each block, which of its tokens sees which
         for block, size in zip(self.blocks, self.sizes, strict=True):
-            if block.sees is None and not block.before:
-                self.masks.append(None)  # what `is_causal` says
-                continue
             own = np.tri(size, dtype=bool) if block.sees is None else block.sees
-            shared = sum(self.sizes[number] for number in block.before)
-            mask = np.concatenate([np.ones((size, shared), bool), own], axis=1)
-            self.masks.append(torch.from_numpy(mask).to(device))
+            self.sees.append(torch.from_numpy(own).to(device))
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, dropout: float
     ) -> Tensor:
         """Attention (1, heads, T, D), block by block."""
+        if cpuattention.is_meant(query, dropout):
+            tree = cpuattention.Tree(self.blocks, self.sees)
+            return cpuattention.attend(query, key, value, tree, scale)
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
         # Split, not sliced: the backward pass of a slice writes a gradient of the whole row.
         queries, keys, values = (torch.split(x, self.sizes, dim=2) for x in (query, key, value))
         found = []
-        for number, (block, mask) in enumerate(zip(self.blocks, self.masks, strict=True)):
+        for number, block in enumerate(self.blocks):
             seen = (*block.before, number)
+            mask = self._masks[number]
             found.append(
                 scaled_dot_product_attention(
                     queries[number],
@@ -215,6 +215,17 @@ class _Blocks:
                 )
             )
         return torch.cat(found, dim=2)
+
+    @functools.cached_property
+    def _masks(self) -> list[Tensor | None]:
+        """What the tokens of a block see of the blocks before and of its own; None: what `is_causal` says."""
+        masks: list[Tensor | None] = []
+        for block, own in zip(self.blocks, self.sees, strict=True):
+            shared = sum(self.sizes[each] for each in block.before)
+            is_causal = block.sees is None and not shared
+            every = own.new_ones(len(own), shared)
+            masks.append(None if is_causal else torch.cat([every, own], dim=1))
+        return masks
 
 
 def _attention(

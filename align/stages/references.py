@@ -24,7 +24,14 @@ from reward.store import build_once, content_key, is_complete, source_key
 _FILE = "log_probs.safetensors"
 _PAIRS = 256  # that are packed into rows together
 _TOKENS = 4096  # read at once
-_CODE = ("lmhead.py", "scoring.py", "treeattention.py", "treereader.py", "trees.py")
+_CODE = (
+    "cpuattention.py",
+    "lmhead.py",
+    "scoring.py",
+    "treeattention.py",
+    "treereader.py",
+    "trees.py",
+)
 
 
 class Half(NamedTuple):

@@ -343,7 +343,8 @@ class TestHead:
 
     @pytest.fixture(autouse=True)
     def _small_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(lmhead, "_CHUNK_VALUES", 3 * 50)
+        monkeypatch.setattr(lmhead, "_PRODUCT_BYTES", 7 * 50 * 4)
+        monkeypatch.setitem(lmhead._BLOCK_BYTES, "cpu", 3 * 50 * 4)
 
     @pytest.mark.parametrize("bias", [True, False])
     @pytest.mark.parametrize(
@@ -358,14 +359,19 @@ class TestHead:
             torch.arange(10),
             np.array([0, 0, 1, 3, 4, 5, 5, 9]),
             torch.tensor([4, 4, 7, 1, 0, 2, 49, 3]),
+            with_statistics=True,
         )
         weights = torch.linspace(-1, 2, 8)
         found = lmhead.by_head(head, shaping, states, wanted)
         logits = head(states) * shaping.scale
         if shaping.cap is not None:
             logits = shaping.cap * torch.tanh(logits / shaping.cap)
-        expected = logits.log_softmax(-1)[torch.from_numpy(wanted.pairs), wanted.tokens]
+        every = logits.log_softmax(-1)
+        expected = every[torch.from_numpy(wanted.pairs), wanted.tokens]
         torch.testing.assert_close(found.logp, expected)
+        entropy, square = -(every.exp() * every).sum(-1), (2 * every).logsumexp(-1)
+        statistics = torch.stack([entropy, logits.mean(-1), square], -1).detach()
+        torch.testing.assert_close(found.statistics, statistics[torch.from_numpy(wanted.pairs)])
         best = logits.argmax(-1)[torch.from_numpy(wanted.pairs)] == wanted.tokens
         assert found.is_best.tolist() == best.tolist()
         inputs = [states, *head.parameters()]
@@ -374,9 +380,8 @@ class TestHead:
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other)
 
-    def test_a_large_vocabulary_is_summed_exactly(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_large_vocabulary_is_summed_exactly(self) -> None:
         """Where float32 log-softmax is off by 1e-5 a token, which adds up over a long completion."""
-        monkeypatch.setattr(lmhead, "_CHUNK_VALUES", 1 << 24)
         torch.manual_seed(0)
         head = torch.nn.Linear(16, 50_000)
         states, tokens = torch.randn(64, 16), torch.arange(64) * 500
