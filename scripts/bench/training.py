@@ -16,7 +16,7 @@ SEED = 42  # the Trainer's default: of the order of the rows
 BATCH = 8
 # How far the losses of the two sides may be apart. Weights are float32 and products bfloat16, whose rounding (2⁻⁹ of a
 # value) depends on how rows are laid out: a sum of log-probabilities moves by about half a nat, times β in the loss.
-LOSS_TOLERANCE = 0.03
+LOSS_TOLERANCE = {"bfloat16": 0.03, "float32": 0.002}
 BETA = 0.1  # TRL's default, to which the tolerance belongs; it grows with a larger one
 LOGGED = 3  # losses compared; later ones also tell of steps that rounding has driven apart
 
@@ -24,7 +24,6 @@ _STAGES = {"dpo": "dpo", "reward": "rm", "sft": "sft"}  # TRL's command → our 
 _COMMON = {
     "num_train_epochs": 1,
     "logging_steps": 1,
-    "bf16": True,
     "per_device_train_batch_size": BATCH,
 }
 
@@ -41,6 +40,8 @@ class Training:
     source: str = "preferences"  # which of the data sets
     rows: int = 24
     sweep: tuple[float, ...] = ()  # values of β, a training run each
+    tolerance: float = 1  # of losses, in those of LOSS_TOLERANCE
+    dtype: str = "bfloat16"  # of products
 
     @property
     def stage(self) -> str:
@@ -74,8 +75,11 @@ class Prepared:
             return [self._peer(scratch, {})]
         return [self._peer(scratch, {"beta": beta}) for beta in betas]
 
+    def _both(self) -> dict[str, Any]:
+        return _COMMON | {"bf16": self.workload.dtype == "bfloat16"} | self.workload.both
+
     def _peer(self, scratch: Path, further: dict[str, Any]) -> Argv:
-        options = _COMMON | {"seed": SEED} | self.workload.both | self.workload.peer | further
+        options = self._both() | {"seed": SEED} | self.workload.peer | further
         folder = scratch / f"trained{further.get('beta', '')}"
         options |= {
             "model_name_or_path": self.model,
@@ -87,7 +91,7 @@ class Prepared:
 
     def _ours(self, scratch: Path) -> Argv:
         stage = self.workload.stage
-        args = _COMMON | self.workload.both | {"gradient_checkpointing": False}
+        args = self._both() | {"gradient_checkpointing": False}
         argv = [sys.executable, "-m", "align", "name=bench", f"stages=[{stage}]", f"seed={SEED}"]
         argv += [f"model.path={self.model}", f"{stage}.data.source={self.rows / 'train.jsonl'}"]
         argv += [
@@ -114,7 +118,8 @@ class Prepared:
         for number, (theirs, own) in enumerate(zip(*losses, strict=True)):
             beta = self.workload.sweep[number] if self.workload.sweep else BETA
             where = f"β = {beta:g}, " if self.workload.sweep else ""
-            within = LOSS_TOLERANCE * max(1, beta / BETA)
+            within = LOSS_TOLERANCE[self.workload.dtype] * self.workload.tolerance
+            within *= max(1, beta / BETA)
             found += _apart(theirs, own, where, within)
             if self.workload.command == "dpo":
                 found += _no_start({"the peer": theirs[0], "ours": own[0]}, where, within)
