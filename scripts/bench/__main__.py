@@ -69,7 +69,7 @@ WORKLOADS: dict[str, Training | Choice] = {
     "choice-0": Choice("multiple choice without examples", (Goal(_SCORING, 1.8, 2.2),)),
     "choice-10": Choice("multiple choice after ten examples", (Goal(_SCORING, 3.5, 4.5),), shots=10, rows=16),
     "three-models": Choice(
-        "multiple choice of a model, a tuned one and the first in int8: three runs of the peer, one of ours",
+        "multiple choice of a model, a tuned one and the first with int8 weights: three runs of the peer, one of ours",
         (Goal(_WALL, 2.5, 4),), models=("base", "tuned", "int8"),
     ),
 }  # fmt: skip

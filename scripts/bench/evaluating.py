@@ -99,7 +99,7 @@ class Prepared:
         requests = []
         for name in self.models:
             folder = self.models["base" if name == "int8" else name]
-            quantizer = "int8" if name == "int8" else "none"
+            quantizer = inputs.INT8 if name == "int8" else "none"
             model = Model(path=str(folder), dtype=Dtype[self.workload.dtype])
             requests.append(plain(Request(model, quantizer, Suite(**self._suite()))))
         file = scratch / "requests.json"

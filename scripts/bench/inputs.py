@@ -15,6 +15,7 @@ from counting import Shape
 from conf.entry import UserError
 from reward.store import build_once, fingerprint
 
+INT8 = "torchao_int8"  # a name in evals.quantize.QUANTIZERS
 _SHORT_PROMPT, _SHORT_ANSWER = 30, 150  # tokens
 
 
@@ -98,12 +99,17 @@ def tuned(model: Path, out: Path) -> Path:
 
 
 def int8(model: Path, out: Path) -> Path:
-    """The model in bitsandbytes' int8, as a checkpoint that lm-eval opens."""
+    """The model with weights in int8, as a checkpoint that lm-eval opens.
+
+    By torchao: with LLM.int8() an answer depends on what else is in its batch, so no two programs agree.
+    """
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
+
+    from evals.quantize import QUANTIZERS
 
     def build(folder: Path) -> dict[str, Any]:
-        options = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+        options = QUANTIZERS[INT8].options()
         made = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, **options)
         made.save_pretrained(folder)
         _tokenizer(model).save_pretrained(folder)
