@@ -93,10 +93,15 @@ class TreeReader:
         rows, apart = list(trees.pack(sequences, 1 << 20)), list(trees.alone(sequences))
         places = dict(zip(rows[0].members, rows[0].places, strict=True))
         order = np.concatenate([places[row.members[0]] for row in apart])
+        device = self._model.device
         with torch.set_grad_enabled(with_gradient), without_dropout(self._model):
             try:
-                ours = self.states(rows, form)[torch.from_numpy(order).to(self._model.device)]
+                ours = self.states(rows, form, torch.from_numpy(order).to(device))
                 theirs = torch.cat([self.states([row], Form.plain) for row in apart])
+                is_rounded = ours.dtype != torch.float32 or torch.is_autocast_enabled(device.type)
+                if is_rounded:
+                    settled = torch.from_numpy(_settled(apart)).to(device)
+                    ours, theirs = ours[settled], theirs[settled]
                 pairs = [(ours, theirs)]
                 if with_gradient:
                     pairs.append((self._gradient(ours), self._gradient(theirs)))
@@ -105,7 +110,6 @@ class TreeReader:
             ) as error:  # whatever a model's own code makes of arguments that it does not expect
                 said = str(error).splitlines() or [type(error).__name__]
                 return f"it does not take a tree ({said[0]})"
-        is_rounded = ours.dtype != torch.float32 or torch.is_autocast_enabled(ours.device.type)
         within = 5e-2 if is_rounded else 1e-4
         for one, other in ((one.float(), other.float()) for one, other in pairs):
             if not ((one - other).norm(dim=-1) <= within * other.norm(dim=-1)).all():
@@ -118,6 +122,16 @@ class TreeReader:
         weights = torch.linspace(-1, 1, states.numel(), device=states.device).view_as(states)
         found: Tensor = torch.autograd.grad((states.float() * weights).sum(), first)[0]
         return found.detach().flatten()[None]
+
+
+def _settled(rows: Sequence[Row]) -> np.ndarray:
+    """Whether to compare the state of each token in 16 bits; shape (T,).
+
+    A sequence's first tokens take most of everyone's attention, and rounding moves their states by 8 % where it moves
+    others by 2 % (SmolLM2-135M in bfloat16). They stand before every branch, so they show no wrong tree.
+    """
+    first = min(_LEAST_SHARED, *(len(row.ids) - 1 for row in rows))
+    return np.concatenate([row.positions for row in rows]) >= first
 
 
 def small_tree(model: Any) -> list[np.ndarray]:
