@@ -13,6 +13,7 @@ from conf.entry import UserError
 from evals import lmhead, trees
 from evals.scoring import Scorer
 from evals.treeattention import Form, inputs
+from evals.treereader import TreeReader
 
 SIZES = {
     "vocab_size": 97,
@@ -312,6 +313,27 @@ def test_half_precision_is_as_near_as_the_model_itself() -> None:
                 theirs.append((separately(model, prompt, option)[0] - truth).abs().mean().item())
             ours.append((torch.tensor(scored.per_token) - truth).abs().mean().item())
     assert np.mean(ours) <= 1.2 * np.mean(theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_trial_minds_every_token_but_the_first_in_16_bits(dtype: torch.dtype) -> None:
+    """Rounding moves the first tokens' states of real models by more than a wrong tree would move others."""
+    model = model_of("llama").to(dtype)
+
+    def trouble(moved: int) -> str | None:
+        def states(given: dict[str, Any], places: Tensor | None) -> Tensor:
+            with torch.no_grad():
+                found = model.model(**given).last_hidden_state
+            if "tree" in given:
+                found[:, moved] *= 1.1
+            found = found.flatten(0, 1)
+            return found if places is None else found[places]
+
+        return TreeReader(model, states)._trouble(Form.blocks, with_gradient=False)
+
+    assert (trouble(1) is None) == (dtype == torch.bfloat16)
+    said = "its states in a tree are not those of separate sequences"
+    assert [trouble(place) for place in (10, 95, 100, 104)] == [said] * 4
 
 
 def test_what_cannot_be_scored_is_refused() -> None:
