@@ -34,11 +34,11 @@ def is_meant(query: Tensor, dropout: float) -> bool:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, tree: Tree, scale: float | None) -> Tensor:
-    """Attention (1, H, T, D) of a row.
+    """Attention (1, H, T, E) of a row.
 
     Args:
         query: (1, H, T, D).
-        key, value: (1, K, T, D), where K divides H.
+        key, value: (1, K, T, D) and (1, K, T, E), where K divides H.
         tree: which token sees which.
         scale: of the scores; None: 1 / √D.
     """
@@ -51,13 +51,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, tree: Tree, scale: float |
 
 
 class _Attention(torch.autograd.Function):
-    """Of queries (K, G, T, D), keys and values (K, T, D); shape (K, G, T, D)."""
+    """Of queries (K, G, T, D), keys (K, T, D) and values (K, T, E); shape (K, G, T, E)."""
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Tree, scale: float
     ) -> Tensor:
-        groups, heads, length, width = query.shape
+        (groups, heads, length, _), width = query.shape, value.shape[-1]
         # In this layout it is (T, H · D) for the projection that follows, without a copy.
         found = query.new_empty(length, groups, heads, width).permute(1, 2, 0, 3)
         for block, sees in zip(*tree, strict=True):
@@ -80,7 +80,7 @@ class _Attention(torch.autograd.Function):
         for block, sees in zip(*ctx.tree, strict=True):
             keys, values = _seen(key, block, ctx.tree), _seen(value, block, ctx.tree)
             exact = keys.float()
-            d_keys, d_values = torch.zeros_like(exact), torch.zeros_like(exact)
+            d_keys, d_values = (torch.zeros_like(x, dtype=torch.float32) for x in (keys, values))
             for part in _parts(query, block, sees, keys.shape[1]):
                 slope = gradient[:, :, part.rows].flatten(1, 2)
                 weights = _weights(part, exact, ctx.scale)
@@ -109,12 +109,11 @@ def _parts(query: Tensor, block: Block, sees: Tensor, keys: int) -> Iterator[_Pa
     step = max(1, _VALUES // (query.shape[0] * query.shape[1] * keys))
     for first in range(0, size, step):
         last = min(first + step, size)
-        # Behind the last of them no token is seen: no subtree ends before it begins.
         rows = slice(block.start + first, block.start + last)
         yield _Part(
             rows,
             query[:, :, rows].flatten(1, 2),
-            keys - size + last,
+            keys - size + last,  # nobody sees what stands behind the last of them
             sees[first:last, :last],
         )
 

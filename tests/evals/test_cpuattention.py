@@ -72,6 +72,16 @@ def test_value_and_gradient(
         assert (one.double() - other.double()).norm() <= 2**-6 * other.double().norm()
 
 
+def test_values_of_another_width_than_keys() -> None:
+    """As in multi-head latent attention."""
+    row = ROWS["nested"]
+    query, key, value, gradient = _given(row)
+    given = [query, key, value[..., :10].contiguous(), gradient[..., :10].contiguous()]
+    for one, other in zip(_ours(row, given, None), _truth(row, given, WIDTH**-0.5), strict=True):
+        assert one.shape == other.shape
+        assert (one.double() - other).norm() <= 2**-6 * other.norm()
+
+
 def test_no_scores_are_kept_between_the_passes() -> None:
     row = ROWS["a pair"]
     *given, _ = _given(row)
