@@ -254,6 +254,12 @@ def _attention(
     return found.transpose(1, 2).contiguous(), None
 
 
+@functools.cache
+def _outside_graphs() -> Any:
+    """The same in a compiled layer: a graph of one row's blocks would serve no other row."""
+    return torch.compiler.disable(_attention)
+
+
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
@@ -266,7 +272,7 @@ def reading(model: Any, form: Form) -> Iterator[None]:
         return
     from transformers import AttentionInterface
 
-    AttentionInterface.register(_NAME, _attention)
+    AttentionInterface.register(_NAME, _outside_graphs())
     model = unwrapped(model)
     usual = model.config._attn_implementation
     model.set_attn_implementation(_NAME)

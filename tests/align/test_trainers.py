@@ -142,10 +142,13 @@ def test_the_prompt_is_read_once(pair: tuple[Any, Any], is_rounded: bool) -> Non
     assert sum(read) < 0.6 * batch["input_ids"].numel()
 
 
+@pytest.mark.filterwarnings("ignore::Warning")  # of Dynamo
+@pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize("kind", ["sft", "preference"])
 def test_sft_and_reward_model_have_trls_values_and_gradients(
-    tiny_model: Path, tmp_path: Path, kind: str
+    tiny_model: Path, tmp_path: Path, kind: str, is_compiled: bool
 ) -> None:
+    from torch._dynamo.utils import counters
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
@@ -161,7 +164,19 @@ def test_sft_and_reward_model_have_trls_values_and_gradients(
         make = functools.partial(
             model_of, tiny_model, AutoModelForSequenceClassification, num_labels=1
         )
-    assert_equal(*(trainer_of(each, config, make(), data, tmp_path) for each in classes))
+    options = {"torch_compile": True, "torch_compile_backend": "aot_eager"} if is_compiled else {}
+    ours = trainer_of(classes[0], config, make(), data, tmp_path, options=options)
+    usual = trainer_of(classes[1], config, make(), data, tmp_path)
+    read: list[int] = []
+    ours.model.model.embed_tokens.register_forward_hook(
+        lambda _, given, __: read.append(given[0].numel())
+    )
+    torch.compiler.reset()
+    counters.clear()
+    assert_equal(ours, usual)
+    assert bool(counters["stats"]["unique_graphs"]) is is_compiled
+    # Layers are compiled, not the whole model, so its rows are still packed.
+    assert read[-1] < next(iter(ours.get_train_dataloader()))["input_ids"].numel()
 
 
 def test_a_call_that_says_more_goes_the_usual_way(tiny_model: Path) -> None:
