@@ -257,7 +257,7 @@ def _attention(
 @functools.cache
 def _outside_graphs() -> Any:
     """The same in a compiled layer: a graph of one row's blocks would serve no other row."""
-    return torch.compiler.disable(_attention)
+    return torch.compiler.disable(_attention)  # type: ignore[no-untyped-call]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
