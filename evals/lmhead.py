@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from conf.entry import UserError
+
 # Of the logits of one product: the head's weights are read, and their gradient is added to, once for many states.
 _PRODUCT_BYTES = 1 << 26
 # Logits that are worked on at a time: on a CPU 1 MiB in float32, which stays in a cache.
@@ -68,7 +70,7 @@ def shaping_of(config: Any) -> Shaping:
 
 @contextlib.contextmanager
 def only_at(
-    head: nn.Module, places: Tensor, seen: list[Tensor], passed: int | None
+    head: nn.Module, places: Tensor, seen: list[Tensor], passed: int | None, tokens: int
 ) -> Iterator[None]:
     """Let a head see chosen states alone, and keep them.
 
@@ -77,14 +79,34 @@ def only_at(
         places: (N,) numbers of states among the B·S.
         seen: the chosen states (N, H) are put here.
         passed: how many of them the head is called with; None: all.
+        tokens: that the model was given, B·S.
+
+    Raises:
+        UserError: when the head is called with other states than those of the tokens.
     """
 
     def select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        states = inputs[0].flatten(0, -2)[places]
+        every = inputs[0].flatten(0, -2)
+        if len(every) != tokens:
+            raise UserError(
+                f"the model's head sees {len(every)} states of {tokens} tokens, so it cannot be said which is whose; "
+                "adapters that put tokens of their own before a sequence (prompt tuning) are not read"
+            )
+        states = every[places]
         seen.append(states)
         return states[:passed], *inputs[1:]
 
     handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def enlarged(head: nn.Module) -> Iterator[None]:
+    """Let a head see states that are sixteen times as large: the logits of real text, and caps show on them."""
+    handle = head.register_forward_pre_hook(lambda _, inputs: (16 * inputs[0], *inputs[1:]))
     try:
         yield
     finally:
@@ -140,8 +162,10 @@ def by_logits(logits: Tensor, wanted: Wanted) -> Found:
     for part in torch.split(logits, _block_size(logits)):
         totals.append(part.float().logsumexp(-1))
         best.append(part.detach().argmax(-1))
-        exact = part.detach().to(torch.float32, copy=True)
-        described.append(_described(exact, wanted.with_statistics)[1])
+        if wanted.with_statistics:
+            described.append(_described(part.detach().to(torch.float32, copy=True), True)[1])
+        else:
+            described.append(totals[-1].new_full((len(part), 3), torch.nan))
     logp = logits[pairs, wanted.tokens].float() - torch.cat(totals)[pairs]
     is_best = torch.cat(best)[pairs] == wanted.tokens
     return Found(logp, is_best, torch.cat(described)[pairs])

@@ -207,7 +207,7 @@ class Scorer:
         self._shaping = lmhead.shaping_of(self._core.config.get_text_config())
         (row, *_) = trees.alone(small_tree(self._core))
         few = torch.arange(min(8, len(row.ids)), device=self._core.device)
-        with torch.no_grad(), without_dropout(self._model):
+        with torch.no_grad(), without_dropout(self._model), lmhead.enlarged(head):
             states, logits = self._with_logits([row], Form.plain, few)
             self._is_plain_head = lmhead.agrees(head, self._shaping, states, logits)
 
@@ -222,10 +222,11 @@ class Scorer:
         self, arguments: dict[str, Any], places: Tensor | None, passed: int | None = 1
     ) -> tuple[Tensor, Tensor]:
         """The states at places (None: all) that the head would see, and its logits of the first `passed`."""
+        tokens = arguments["input_ids"].numel()
         if places is None:
-            places = torch.arange(arguments["input_ids"].numel(), device=self._core.device)
+            places = torch.arange(tokens, device=self._core.device)
         seen: list[Tensor] = []
-        with lmhead.only_at(self._core.get_output_embeddings(), places, seen, passed):
+        with lmhead.only_at(self._core.get_output_embeddings(), places, seen, passed, tokens):
             logits = self._forward(**arguments).logits
         return seen[0], logits
 

@@ -60,7 +60,7 @@ def obstacle(model: Any, longest: int) -> str | None:
         return f"it has layers of {', '.join(sorted(other))}"
     window = _window(config, kinds)
     if window is not None and longest > window:
-        return f"its attention slides over {window} tokens, and a sequence has {longest}"
+        return f"its attention slides over {window} tokens, and a sequence is longer"
     original = _changing_from(config)
     if original is not None and longest > original:
         return f"its positions change with the length of a batch beyond {original} tokens"

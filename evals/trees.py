@@ -14,6 +14,8 @@ import numpy as np
 _SMALL = 64
 # Tokens of small subtrees that share one call: each of them is compared with all of them.
 _TOGETHER = 256
+# Branches within branches beyond which a subtree is one block: each block is joined with all that it sees.
+_DEEP = 32
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,11 @@ def pack(sequences: Sequence[np.ndarray], capacity: int, least: int = 1) -> Iter
 
 
 def alone(sequences: Sequence[np.ndarray]) -> Iterator[Row]:
-    """A row for each distinct sequence, shorter ones first."""
+    """A row for each distinct sequence, shorter ones first; in an order that depends on their set alone."""
     equal: dict[bytes, list[int]] = {}
     for number, sequence in enumerate(sequences):
         equal.setdefault(sequence.tobytes(), []).append(number)
-    for numbers in sorted(equal.values(), key=lambda numbers: len(sequences[numbers[0]])):
+    for _, numbers in sorted(equal.items(), key=lambda each: (len(each[0]), each[0])):
         same = [sequences[number] for number in numbers]
         yield _row(same, [0, *[len(same[0])] * (len(same) - 1)], numbers)
 
@@ -147,7 +149,7 @@ def _split(
     begun = place = start
     while place < stop:
         end = int(ends[place])
-        is_large = end - place >= _SMALL
+        is_large = end - place >= _SMALL and len(before) < _DEEP
         if place > begun and (is_large or end - begun > _TOGETHER):
             found.append(_block(ends, begun, place, before))
             begun = place

@@ -6,6 +6,7 @@ arguments stay TRL's own. A call that says something else than ids, padding on t
 """
 
 import contextlib
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ from evals.treeattention import Form, unwrapped
 from evals.treereader import TreeReader
 
 # What a call may have besides; it says nothing of how the tokens are read.
-_HARMLESS = {"use_cache", "return_dict", "num_items_in_batch", "output_router_logits"}
+_HARMLESS = {"use_cache", "return_dict", "num_items_in_batch", "output_router_logits", "margin"}
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -34,6 +35,7 @@ def share_in_language_model(model: Any, autocast: Autocast = contextlib.nullcont
     core = unwrapped(model)
     usual = core.forward
     scorer = Scorer(core, tokens=None, forward=usual)
+    told: set[str] = set()
 
     def forward(
         self: Any,
@@ -42,7 +44,8 @@ def share_in_language_model(model: Any, autocast: Autocast = contextlib.nullcont
         fused_lm_head: bool = False,
         **further: Any,
     ) -> Any:
-        if fused_lm_head and labels is not None and not given and _is_plain(further):
+        is_asked = fused_lm_head and labels is not None and not given
+        if labels is not None and is_asked and _is_plain(core, further, told):
             sequences = _labelled(further["input_ids"], labels)
             with autocast():
                 if sequences and scorer.shares(max(len(each.read) for each in sequences)):
@@ -72,9 +75,10 @@ def share_in_classifier(model: Any) -> None:
         return found if places is None else found[places]
 
     reader = TreeReader(core, states)
+    told: set[str] = set()
 
     def forward(self: Any, *given: Any, **further: Any) -> Any:
-        if not given and hasattr(core, "score") and _is_plain(further):
+        if not given and hasattr(core, "score") and _is_plain(core, further, told):
             input_ids = further["input_ids"]
             ends = _ends(input_ids, core.config.get_text_config().pad_token_id)
             form = reader.form(int(ends.max()) + 1)
@@ -92,15 +96,31 @@ def _replace_forward(core: Any, forward: Callable[..., Any]) -> None:
     core.forward = types.MethodType(forward, core)
 
 
-def _is_plain(said: dict[str, Any]) -> bool:
-    """Whether a call says no more than which tokens each row has, from its left end."""
-    names = {name for name, value in said.items() if value is not None}
-    if names - _HARMLESS != {"input_ids", "attention_mask"} or said.get("output_router_logits"):
-        return False
+def _is_plain(model: Any, said: dict[str, Any], told: set[str]) -> bool:
+    """Whether a call says no more than which tokens each row has, from its left end; why not is told once."""
     if torch.compiler.is_compiling():  # rows of trees are laid out anew for every batch
         return False
+    reason = _hindrance(said)
+    if reason is not None and reason not in told:
+        told.add(reason)
+        print(
+            f"{type(model).__name__}: common prompts are read as TRL does, because {reason}",
+            file=sys.stderr,
+        )
+    return reason is None
+
+
+def _hindrance(said: dict[str, Any]) -> str | None:
+    """What in a call rows of trees do not express."""
+    names = {name for name, value in said.items() if value is not None} - _HARMLESS
+    if different := names ^ {"input_ids", "attention_mask"}:
+        return f"its calls differ in {', '.join(sorted(different))}"
+    if said.get("output_router_logits"):
+        return "losses of its router are asked for"
     mask = said["attention_mask"]
-    return mask.dim() == 2 and bool((mask[:, 1:] <= mask[:, :-1]).all())
+    if mask.dim() != 2 or not (mask[:, 1:] <= mask[:, :-1]).all():
+        return "its rows are not padded on the right"
+    return None
 
 
 def _labelled(input_ids: Tensor, labels: Tensor) -> list[Labelled]:

@@ -24,6 +24,7 @@ from reward.store import build_once, content_key, is_complete, source_key
 _FILE = "log_probs.safetensors"
 _PAIRS = 256  # that are packed into rows together
 _TOKENS = 4096  # read at once
+_EVALS = Path(evals.__path__[0])
 _CODE = (
     "cpuattention.py",
     "lmhead.py",
@@ -98,7 +99,7 @@ class References:
                 "attention": core.config._attn_implementation,
                 "device": trainer.accelerator.device.type,
                 "rows": digest.hexdigest(),
-                "code": source_key(*(Path(evals.__path__[0]) / name for name in _CODE)),
+                "code": source_key(Path(__file__), *(_EVALS / name for name in _CODE)),
                 "versions": versions("torch", "transformers", "peft"),
             }
         )
@@ -182,12 +183,20 @@ def _untrained(model: Any) -> contextlib.AbstractContextManager[Any]:
 
 
 def _moved(trainer: Any) -> dict[str, Any] | None:
-    """What the frozen weights depend on where an adapter's start is taken out of them (PiSSA, OLoRA, CorDA, LoftQ)."""
+    """What the frozen weights depend on where an adapter changes them as it starts."""
     configs = getattr(trainer.model, "peft_config", {})
-    if not any(isinstance(getattr(c, "init_lora_weights", None), str) for c in configs.values()):
+    if not any(map(_moves, configs.values())):
         return None
     said = {name: {k: str(v) for k, v in vars(c).items()} for name, c in configs.items()}
     return {"adapters": said, "seed": trainer.args.seed}
+
+
+def _moves(adapter: Any) -> bool:
+    """Whether its start is taken out of the frozen weights (PiSSA, OLoRA, CorDA, LoftQ), cuts or repeats them."""
+    is_named = isinstance(getattr(adapter, "init_lora_weights", None), str)
+    return is_named or any(
+        getattr(adapter, n, None) is not None for n in ("kasa_config", "layer_replication")
+    )
 
 
 def _all_agree(is_there: bool) -> bool:

@@ -100,18 +100,21 @@ def measured(
     workload = dataclasses.replace(workload, dtype=given.dtype)
     prepared = workload.prepare(given.data, given.folder, rows, out)
     runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
-    for number in range(1, given.rounds + 1):
-        for arm in ARMS:
-            with tempfile.TemporaryDirectory(dir=out, prefix=f".{arm}-") as folder:
-                scratch = Path(folder)
-                found = run(prepared.commands(arm, scratch), scratch, given.threads)
-                prepared.collect(arm, scratch, found)
-            runs[arm].append(found)
-            print(
-                f"{name}, round {number}, {arm}: {found.cpu:.1f} CPU s, {found.wall:.1f} wall s, "
-                f"{found.memory:.0f} MiB, load {found.load:.1f}",
-                flush=True,
-            )
+    try:
+        for number in range(1, given.rounds + 1):
+            for arm in ARMS:
+                with tempfile.TemporaryDirectory(dir=out, prefix=f".{arm}-") as folder:
+                    scratch = Path(folder)
+                    found = run(prepared.commands(arm, scratch), scratch, given.threads)
+                    prepared.collect(arm, scratch, found)
+                runs[arm].append(found)
+                print(
+                    f"{name}, round {number}, {arm}: {found.cpu:.1f} CPU s, {found.wall:.1f} wall s, "
+                    f"{found.memory:.0f} MiB, load {found.load:.1f}",
+                    flush=True,
+                )
+    finally:  # a later run that fails takes no earlier one with it
+        _keep(out, runs)
     return prepared, runs
 
 
@@ -122,7 +125,6 @@ def compared(name: str, given: argparse.Namespace, out: Path) -> str:
     if any(goal.measure == _STEPS for goal in workload.goals) and rows <= BATCH:
         raise UserError(f"{name}: the first step is not counted, so --rows must be above {BATCH}")
     prepared, runs = measured(name, workload, rows, given, out)
-    _keep(out, runs)
     problems = prepared.problems(runs)
     goals = [_of_machine(goal) for goal in workload.goals]
     shown = table.markdown(prepared.measures(runs), goals, problems)
@@ -148,7 +150,6 @@ def curve(name: str, given: argparse.Namespace, out: Path) -> str:
         rows = size if varied == "rows" else given.rows or workload.rows
         of_size = workload if varied == "rows" else dataclasses.replace(workload, **{varied: size})
         prepared, runs = measured(f"{name} {size}", of_size, rows, given, out / str(size))
-        _keep(out / str(size), runs)
         problems += [f"at {size}: {problem}" for problem in prepared.problems(runs)]
         points.append(curves.point(size, runs, clock))
     heading = f"### {name}\n\n{workload.meaning}, against {unit}; {clock} seconds\n\n"

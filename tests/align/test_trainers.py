@@ -179,7 +179,9 @@ def test_sft_and_reward_model_have_trls_values_and_gradients(
     assert read[-1] < next(iter(ours.get_train_dataloader()))["input_ids"].numel()
 
 
-def test_a_call_that_says_more_goes_the_usual_way(tiny_model: Path) -> None:
+def test_a_call_that_says_more_goes_the_usual_way(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Padding on the left, positions of the caller: trees do not express them."""
 
     from transformers import AutoModelForCausalLM
@@ -207,6 +209,11 @@ def test_a_call_that_says_more_goes_the_usual_way(tiny_model: Path) -> None:
     for usual, shared in zip(*found, strict=True):
         for name in usual:
             assert torch.equal(usual[name], shared[name]) if torch.is_tensor(usual[name]) else True
+    call(attention_mask=mask)
+    said = [line for line in capsys.readouterr().err.splitlines() if "common prompts" in line]
+    assert len(said) == 2  # once each
+    assert "padded on the right" in said[0]
+    assert "position_ids" in said[1]
 
 
 def dpo(tiny_model: Path, out: Path, root: Path, data: Any, **options: Any) -> Any:
@@ -302,12 +309,17 @@ def test_a_pair_whose_answer_has_no_token_has_a_reference_of_0(
 def test_weights_that_an_adapter_moves_have_a_reference_of_their_own(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    """PiSSA takes the adapter's start out of the frozen weights."""
-    from peft import LoraConfig
+    """PiSSA takes the adapter's start out of the frozen weights, KaSA the directions in which they are small."""
+    from peft import KasaConfig, LoraConfig
 
     data = rows("preference", tmp_path)
-    for start in (True, "pissa"):
-        adapter = LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=start)
+    options: list[dict[str, Any]] = [
+        {},
+        {"init_lora_weights": "pissa"},
+        {"kasa_config": KasaConfig()},
+    ]
+    for further in options:
+        adapter = LoraConfig(task_type="CAUSAL_LM", r=4, **further)
         trainer = dpo(tiny_model, tmp_path / "out", tmp_path / "r", data, peft_config=adapter)
         batch = next(iter(trainer.get_train_dataloader()))
         chosen, _ = trainer.compute_ref_log_probs(trainer.model, batch)

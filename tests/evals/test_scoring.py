@@ -239,6 +239,7 @@ def test_others_fall_back_and_say_so_once(
     scorer = Scorer(model, tokens=300)
     for seed in range(2):
         assert_equal(model, scorer, seed)
+        scorer.shares(150 + seed)
     said = [line for line in capsys.readouterr().err.splitlines() if "common prompts" in line]
     if reason is None:
         assert said == []
@@ -273,6 +274,15 @@ def test_an_adapter_on_the_embeddings_is_scored() -> None:
         config = LoraConfig(r=4, init_lora_weights=False, **options)
         model = get_peft_model(model_of("llama"), config).eval()
         assert_equal(model, Scorer(model))
+
+
+def test_tokens_that_an_adapter_puts_before_are_refused() -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = get_peft_model(model_of("llama"), config).eval()
+    with pytest.raises(UserError, match="prompt tuning"):
+        Scorer(model).score([[1, 2, 3]], [[[4, 5]]])
 
 
 def test_an_adapter_is_scored_and_trained() -> None:
@@ -443,6 +453,30 @@ class TestHead:
             logits = 3 * torch.tanh(head(states) * 0.07 / 3)
             assert lmhead.agrees(head, shaping, states, logits)
             assert not lmhead.agrees(head, lmhead.Shaping(), states, logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_unknown_cap_is_noticed_also_where_logits_are_small(dtype: torch.dtype) -> None:
+    """The largest logit of the trial is a third of the cap: in 16 bits it shows on larger states alone."""
+    model = model_of("llama", tie_word_embeddings=False).to(dtype)
+    ids = torch.arange(1, 60)[None]
+    with torch.no_grad():
+        model.lm_head.weight *= 10 / model(ids).logits.abs().max()
+        usual, plain = model.forward, model(ids).logits
+
+    def capped(*args: Any, **kwargs: Any) -> Any:
+        output = usual(*args, **kwargs)
+        output.logits = 30 * torch.tanh(output.logits / 30)
+        return output
+
+    scorer = Scorer(model)
+    scorer.score([[1, 2]], [[[3]]])
+    assert scorer._is_plain_head
+    model.forward = capped
+    scorer = Scorer(model)
+    scorer.score([[1, 2]], [[[3]]])
+    assert not scorer._is_plain_head
+    assert plain.abs().max() < 11
 
 
 def test_a_model_that_shapes_its_logits_its_own_way_is_scored_by_its_logits() -> None:

@@ -74,12 +74,12 @@ def test_rows_do_not_depend_on_the_order(
     assert one == other
 
 
-@given(SEQUENCES, st.integers(2, 6), st.integers(1, 12))
+@given(SEQUENCES, st.integers(2, 6), st.integers(1, 12), st.integers(1, 4))
 @settings(deadline=None)
 def test_blocks_say_what_the_mask_says(
-    sequences: list[np.ndarray], small: int, together: int
+    sequences: list[np.ndarray], small: int, together: int, deep: int
 ) -> None:
-    with mock.patch.multiple(trees, _SMALL=small, _TOGETHER=together):
+    with mock.patch.multiple(trees, _SMALL=small, _TOGETHER=together, _DEEP=deep):
         for row in trees.pack(sequences, 60):
             blocks = trees.blocks(row.ends)
             mask = np.zeros((len(row.ids), len(row.ids)), bool)
@@ -104,6 +104,14 @@ def test_a_long_trunk_is_causal_and_its_branches_share_a_block() -> None:
     assert branches.sees is not None
 
 
+def test_a_branch_at_every_token_makes_no_block_of_each() -> None:
+    text = np.arange(2000)
+    (row,) = trees.pack([np.append(text[:n], 5000 + n) for n in range(1, 2000)], 10_000)
+    found = trees.blocks(row.ends)
+    assert len(found) < 100
+    assert max(len(block.before) for block in found) < 50
+
+
 def test_rows_are_cut_where_least_is_repeated() -> None:
     """Two questions of four options each, one of which fits a row as a whole."""
     options = [np.array([question] * 10 + [n]) for question in (1, 2) for n in range(4)]
@@ -120,3 +128,5 @@ def test_alone_keeps_each_sequence_whole(sequences: list[np.ndarray]) -> None:
             assert row.ids.tolist() == sequences[member].tolist()
             assert place.tolist() == list(range(len(row.ids)))
     assert len(rows) == len({tuple(each.tolist()) for each in sequences})
+    other_way = [row.ids.tolist() for row in trees.alone(sequences[::-1])]
+    assert [row.ids.tolist() for row in rows] == other_way
