@@ -52,6 +52,12 @@ class Change:
     stderr: float = math.nan
     seed_sd: float = math.nan
     total_error: float = math.nan
+    gap: tuple[float, float] = (0.0, 0.0)  # how much further out the ends may be: missing documents
+
+    @property
+    def worst(self) -> tuple[float, float]:
+        """The ends of the interval if what is missing was all lost, and if it was all won."""
+        return self.ci_low - self.gap[0], self.ci_high + self.gap[1]
 
     @property
     def is_missing(self) -> bool:
@@ -143,7 +149,21 @@ class Contrast:
         mean = _with_reasons(self._mean_over([each[seed] for seed in seeds], seeds, role), reasons)
         if role != "gain" and not self.is_quantization:
             return mean  # one verdict over all retention tasks would hide a forgotten one
-        return self._judged(mean, self.margin, role)
+        return self._judged(mean, self._mean_margin(role, seeds[0]), role)
+
+    def _mean_margin(self, role: str, seed: int) -> float:
+        """Of the metrics that are averaged."""
+        found = self.found[seed]
+        suites = [suite for suite, its_role in self.roles.items() if its_role == role]
+        mains = [
+            one
+            for suite in suites
+            for one in found[suite]
+            if isinstance(one, Delta) and one.is_main
+        ]
+        return statistics.fmean(
+            margin_of(one, self.margin, self.margins) for one in _of_one_unit(mains)
+        )
 
     def _mean_over(self, each: list[Change], seeds: list[int], role: str) -> Change:
         """The seeds' averages as one, with the documents of all."""
@@ -189,9 +209,7 @@ class Contrast:
             change = _with_reasons(dataclasses.replace(change, note="; ".join(gaps)), reasons)
             margin = margin_of(delta, self.margin, self.margins)
             if not delta.is_divergence:
-                change = self._judged(
-                    change, margin, role, delta.higher_is_better, reach=delta.reach
-                )
+                change = self._judged(change, margin, role, delta.higher_is_better)
         shared = {item.name for item in dataclasses.fields(Row)} & vars(delta).keys()
         return Row(suite, role, change, **{name: getattr(delta, name) for name in shared})
 
@@ -201,12 +219,11 @@ class Contrast:
         margin: float,
         role: str,
         higher_is_better: bool = True,
-        reach: float = 0.0,
     ) -> Change:
         """With its verdict. A number format is not meant to improve anything, so it is judged by the
         margin on every suite: retained, worse or inconclusive.
         """
-        ends = change.ci_low - reach, change.ci_high + reach
+        ends = change.worst
         if self.is_quantization and role != "cost":
             found = verdict(*ends, margin, "retention", higher_is_better)
             found = "worse" if found == "forgotten" else found
@@ -277,21 +294,19 @@ def improvement(suites: Sequence[list[Delta]]) -> Change:
         raise UserError("; ".join(f"{delta.task} {delta.note}" for delta in unpaired))
     if not mains:
         raise UserError("no task has a main metric")
-    kept = [
-        delta
-        for delta, is_kept in zip(
-            mains,
-            _with_one_unit([(delta.metric, _is_share(delta)) for delta in mains]),
-            strict=True,
-        )
-        if is_kept
-    ]
+    kept = _of_one_unit(mains)
     if not kept:
         raise UserError("the main metrics have no common unit to average")
     left_out = [delta.task for delta in mains if delta not in kept]
     return _combined(
         kept, f"without {', '.join(left_out)}, which has another unit" if left_out else ""
     )
+
+
+def _of_one_unit(mains: Sequence[Delta]) -> list[Delta]:
+    """Those that can be averaged."""
+    kinds = [(delta.metric, _is_share(delta)) for delta in mains]
+    return [one for one, is_kept in zip(mains, _with_one_unit(kinds), strict=True) if is_kept]
 
 
 def _averaged(pairings: Sequence[Pairing]) -> list[Pairing]:
@@ -314,20 +329,34 @@ def _with_one_unit(kinds: Sequence[tuple[str, bool]]) -> list[bool]:
 def _combined(deltas: Sequence[Delta], note: str) -> Change:
     """The mean of tasks, turned so that + is better."""
     each = [_change(delta, oriented=True) for delta in deltas]
+    gaps = [f"{delta.task}: {delta.note}" for delta in deltas if delta.note]
+    note = "; ".join(
+        dict.fromkeys([*filter(None, [note]), *(gap for gap in gaps if gap not in note)])
+    )
     if len(each) == 1:
         return dataclasses.replace(each[0], note=note)
     mean, low, high = stats.macro([(one.difference, one.ci_low, one.ci_high) for one in each])
     error = math.hypot(*(one.stderr for one in each)) / len(each)
-    return Change(mean, low, high, n=sum(one.n for one in each), note=note, stderr=error)
+    down, up = (statistics.fmean(one.gap[end] for one in each) for end in (0, 1))
+    n = sum(one.n for one in each)
+    return Change(mean, low, high, n=n, note=note, stderr=error, gap=(down, up))
 
 
 def _change(delta: Delta, oriented: bool = False) -> Change:
     """A delta's difference and interval; `oriented` turns it so that + is better."""
     low, high, difference = delta.ci_low, delta.ci_high, delta.difference
+    gap = low - delta.worst[0], delta.worst[1] - high
     if oriented and not delta.higher_is_better:
-        low, high, difference = -high, -low, -difference
+        low, high, difference, gap = -high, -low, -difference, (gap[1], gap[0])
     return Change(
-        difference, low, high, seeds=1, n=delta.n, is_share=_is_share(delta), stderr=delta.stderr
+        difference,
+        low,
+        high,
+        seeds=1,
+        n=delta.n,
+        is_share=_is_share(delta),
+        stderr=delta.stderr,
+        gap=gap,
     )
 
 

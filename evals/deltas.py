@@ -44,9 +44,18 @@ class Delta:
     bootstrap_low: float = math.nan  # paired bootstrap interval
     bootstrap_high: float = math.nan
     missing: int = 0  # documents without a value on a side, left out
-    reach: float = 0.0  # the most by which the missing documents could move the difference
+    missing_share: float = 0.0  # of the documents
+    reach: float = (
+        0.0  # the most by which the missing documents could move the mean difference of all
+    )
     is_divergence: bool = False  # from the baseline itself: shown, not judged
     note: str = ""
+
+    @property
+    def worst(self) -> tuple[float, float]:
+        """The ends of the interval if what is missing was all lost, and if it was all won."""
+        known = 1 - self.missing_share
+        return known * self.ci_low - self.reach, known * self.ci_high + self.reach
 
 
 class _Hypothesis(Protocol):
@@ -136,6 +145,7 @@ def delta_of(pairings: Sequence[Pairing]) -> Delta:
         verdict="",
         is_divergence=first.score.neutral is not None,
         missing=max(pairing.missing for pairing in pairings),
+        missing_share=max(pairing.missing_share for pairing in usable) if usable else 0.0,
         reach=max(pairing.reach for pairing in pairings),
         note="; ".join(dict.fromkeys(pairing.note for pairing in pairings if pairing.note)),
     )
@@ -172,8 +182,7 @@ def judged(
 def _verdict_of(delta: Delta, role: str, margin: float) -> str:
     if delta.is_divergence:  # of two models that differ at all, it is never the neutral value
         return ""
-    low, high = delta.ci_low - delta.reach, delta.ci_high + delta.reach
-    return verdict(low, high, margin, role, delta.higher_is_better)
+    return verdict(*delta.worst, margin, role, delta.higher_is_better)
 
 
 def in_family(delta: _Hypothesis, family: Sequence[str]) -> bool:
@@ -192,7 +201,8 @@ def margin_of(delta: Delta, margin: float, margins: Mapping[str, float]) -> floa
     for name in names:
         if name in margins:
             return margins[name]
-    return delta.baseline * math.expm1(margin) if delta.metric.endswith("perplexity") else margin
+    is_perplexity = delta.metric.split(",")[0].endswith("perplexity")
+    return delta.baseline * math.expm1(margin) if is_perplexity else margin
 
 
 def verdict(
@@ -217,6 +227,16 @@ def verdict(
     if low > -margin or low == high == 0:
         return "retained"
     return "forgotten" if high < 0 else "inconclusive"
+
+
+def is_own_reading(metric: str, baseline: EvalResult, candidate: EvalResult) -> bool:
+    """Whether a metric is how surprised each of two models is by its own answers, which is no common measure."""
+    is_of_answers = metric.split(",")[0] == "perplexity" and "perplexity" in baseline.settings.get(
+        "metrics", []
+    )
+    read_by = [one.model.get("weights", one.model) for one in (baseline, candidate)]
+    is_one_reader = read_by[0] == read_by[1] and baseline.quantizer == candidate.quantizer
+    return is_of_answers and "perplexity_model" not in baseline.settings and not is_one_reader
 
 
 def differing(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:
@@ -249,6 +269,9 @@ def _task_pairings(baseline: EvalResult, candidate: EvalResult, task: str) -> It
             raise UserError(
                 f"the results are not comparable: {task} {metric} is better when higher on one side, lower on the other"
             )
+        elif is_own_reading(metric, baseline, candidate):
+            note = "each model read its own answers; set suite.perplexity_model"
+            yield Pairing(score, others[metric].value, note=note)
         elif score.neutral is None:
             yield pair(score, others[metric], ours, theirs)
     for metric, other in others.items():

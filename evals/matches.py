@@ -57,6 +57,7 @@ def read_answers(path: str, name: str | None = None) -> Answers:
     found: dict[str, tuple[list[Message], str]] = {}
     seen: Counter[str] = Counter()
     generators: set[str] = set()
+    documents: set[tuple[Any, Any]] = set()
     further = 0
     for number, raw in read_file(files[0]):
         try:
@@ -66,6 +67,13 @@ def read_answers(path: str, name: str | None = None) -> Answers:
             if error.kind == "blank_line":
                 continue
             raise UserError(f"{path}:{number}: {error}; mend or remove the line") from None
+        document = row.get("doc_id"), row.get("doc_hash")
+        if None not in document:
+            if (
+                document in documents
+            ):  # by another answer filter: the same answer, taken apart otherwise
+                continue
+            documents.add(document)
         key = content_key(_plain(prompt))
         seen[key] += 1  # a prompt that is there twice is paired in the order of the file
         found[key if seen[key] == 1 else f"{key}#{seen[key]}"] = (prompt, answer)

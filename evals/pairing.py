@@ -55,8 +55,13 @@ class Pairing:
     note: str = ""
 
     @property
+    def missing_share(self) -> float:
+        """Of the documents, those without a value on a side."""
+        return self.missing / max(1, self.missing + len(self.documents))
+
+    @property
     def reach(self) -> float:
-        """The most by which the documents without a value could move the difference; inf where no bound is known.
+        """How far documents without a value could move the mean difference of all; inf where no bound is known.
 
         A model that fails on a document has no value there, so what is missing is rarely missing at random.
         """
@@ -64,7 +69,7 @@ class Pairing:
             return 0.0
         both = np.concatenate([self.left, self.right])
         span = 1.0 if self.span is None and both.min() >= 0 and both.max() <= 1 else math.inf
-        return span * self.missing / (self.missing + len(self.documents))
+        return span * self.missing_share
 
     @property
     def differences(self) -> np.ndarray:

@@ -13,6 +13,7 @@ from conf.entry import UserError, plainly
 from evals.difficulty import read_difficulties
 from evals.judgements import Judged, Pair, load
 from reward.command import check_file
+from reward.intervals import share
 from reward.store import write_json
 
 if TYPE_CHECKING:
@@ -74,13 +75,17 @@ def describe(pairs: list[Pair]) -> WinRate:
     n = y.size
     mean = 100 * float(y.mean())
     stderr = 100 * float(y.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    half = float(stats.t.ppf(0.975, n - 1)) * stderr if n > 1 else math.nan
+    if stderr > 0:
+        half = float(stats.t.ppf(0.975, n - 1)) * stderr
+        low, high = max(0.0, mean - half), min(100.0, mean + half)
+    else:  # one judgement, or all alike, which is not certainty
+        low, high = (100 * end for end in share(y))
     wins, losses, draws = (int(found.sum()) for found in (y > 0.5, y < 0.5, y == 0.5))
     return WinRate(
         mean,
         stderr,
-        max(0.0, mean - half) if n > 1 else math.nan,
-        min(100.0, mean + half) if n > 1 else math.nan,
+        low,
+        high,
         100 * (wins + draws / 2) / n,
         n,
         wins,

@@ -200,8 +200,11 @@ def _fit(margins: np.ndarray, clusters: list[str | None]) -> dict[str, Any]:
     curvature = float((margins**2 * chance * (1 - chance)).mean())
     sums, sizes = by_cluster(slope(beta), clusters)
     error = stderr(sums, sizes) / curvature / beta  # of log β
-    low, high = Estimate(-math.log(beta), error, sums.size - 1).interval()
-    return found | {"value": 1 / beta, "ci_low": math.exp(low), "ci_high": math.exp(high)}
+    ends = Estimate(-math.log(beta), error, sums.size - 1).interval()
+    with np.errstate(over="ignore"):  # scores that are hardly better than chance leave it open
+        low, high = np.exp(ends).tolist()
+    known = {name: end for name, end in (("ci_low", low), ("ci_high", high)) if math.isfinite(end)}
+    return found | {"value": 1 / beta, **known}
 
 
 def histogram(margins: np.ndarray, bins: int = 40) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 POWER = 0.8
 _ALPHA = 0.05
-_FEW = 30  # documents that differ, of many that do not: their spread says little of those not drawn
+_FEW = 30  # documents or clusters that differ, of many that do not: their spread says little of those not drawn
 _ROUNDING = 1e-12  # relative: a spread below it is that of floating point
 
 Clusters = Sequence[str | None]
@@ -33,9 +33,9 @@ def estimate(
         return _unchanged(sums.size, span, confidence)
     error = stderr(sums, sizes)
     is_constant = error <= _ROUNDING * np.abs(delta).max()
-    is_sparse = (delta != 0).sum() < min(_FEW, delta.size / 2)
-    if sums.size == delta.size > 1 and (is_constant or is_sparse):
-        return _few(delta)
+    is_sparse = (sums != 0).sum() < min(_FEW, sums.size / 2)
+    if sums.size > 1 and (is_constant or is_sparse):
+        return _few(sums / sizes.mean())
     return Estimate(float(delta.mean()), error, sums.size - 1)
 
 
@@ -175,8 +175,8 @@ def _unchanged(count: int, span: float, confidence: float) -> Estimate:
 
 
 def _few(delta: np.ndarray) -> Estimate:
-    """Few documents differ, or all by the same: one is added that is lost, and one that is won, each by the largest
-    difference seen. For values of 0 and 1 it is that of Bonett and Price 2012, but for t in the place of z.
+    """Few documents or clusters differ, or all by the same: one is added that is lost, and one that is won, each by
+    the largest difference seen. For values of 0 and 1 it is that of Bonett and Price 2012, but for t in the place of z.
     """
     size = delta.size + 2
     mean = float(delta.sum()) / size

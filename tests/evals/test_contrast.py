@@ -1,5 +1,6 @@
 """Contrasts over seeds, families and margins of a run, and the ranks of arms."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from evals.contrast import Change, Contrast, Row, _with_one_unit, is_share
+from evals.contrast import Change, Contrast, Row, _with_one_unit, contrast, is_share
 from evals.leaderboard import Arm, boards
 from evals.results import EvalResult, Score
 from evals.runs import Variant, load_runs
@@ -188,6 +189,27 @@ def test_arms_on_other_documents_fall_back_to_intervals_and_say_so(tmp_path: Pat
 )
 def test_only_shares_are_read_in_percent(metric: str, expected: bool) -> None:
     assert is_share(metric, 0.5, 0.4) is expected
+
+
+def test_an_average_minds_what_is_missing(tmp_path: Path) -> None:
+    base, tuned = [0.0] * 160, [1.0] * 20 + [0.0] * 80 + [math.nan] * 60
+    write_run(tmp_path / "a", {"task": {"quiz": base}}, {"task": {"quiz": tuned}})
+    ((_, arm),) = arms(tmp_path)
+    (row,) = arm.stages[-1].rows()
+    average = arm.average("gain")
+    assert row.change.ci_low > 0
+    assert row.change.verdict == average.verdict == "inconclusive"
+    assert "60 of 160" in average.note
+
+
+def test_the_average_of_a_number_format_has_its_tasks_margins(tmp_path: Path) -> None:
+    sides = ({"general": {"kept": [1.0] * 300}}, {"general": {"kept": [1.0] * 280 + [0.0] * 20}})
+    for margins, verdict in (({}, "worse"), ({"acc": 0.15}, "retained")):
+        write_run(tmp_path / verdict, *sides, margins=margins)
+        (run,) = load_runs(tmp_path / verdict)
+        found = contrast([run], Variant("base"), Variant("dpo"), 0.03)
+        forms = dataclasses.replace(found, after=Variant("base", "int8"))
+        assert forms.average("retention").verdict == verdict
 
 
 @pytest.mark.parametrize("role", ["gain", "retention"])

@@ -353,7 +353,10 @@ def test_the_forms_of_answers_align(tmp_path: Path) -> None:
     sample = {"doc_id": 0, "doc_hash": "x", "kind": "generate_until", "target": "", "metrics": {}}
     chat = {"prompt": "<|im_start|>Hi", "messages": [turn], "answer": "5", "generated": "It is 5"}
     completions = [{"text": "one", "tokens": 1, "finish": "eos"}, {"text": "two"}]
-    first = read_answers(write(tmp_path / "a.jsonl", [sample | chat] * 2), "a")
+    rows = [
+        sample | chat | {"doc_id": n, "filter": f} for n in range(2) for f in ("strict", "flexible")
+    ]
+    first = read_answers(write(tmp_path / "a.jsonl", rows), "a")
     drawn = [{"prompt": [turn], "completions": completions}] * 2
     second = read_answers(write(tmp_path / "b.jsonl", drawn))
     third = read_answers(

@@ -399,6 +399,7 @@ def test_a_perplexity_is_judged_as_the_loss_that_it_is_made_of() -> None:
     assert margin_of(delta("loss", 2.0), 0.03, {}) == 0.03
     accepted = math.exp(2.0 + 0.03) - math.exp(2.0)
     assert margin_of(delta("perplexity", math.exp(2.0)), 0.03, {}) == pytest.approx(accepted)
+    assert margin_of(delta("perplexity,strict", math.exp(2.0)), 0.03, {}) == pytest.approx(accepted)
     assert margin_of(delta("word_perplexity", 20.0), 0.03, {"word_perplexity": 1.0}) == 1.0
 
 
@@ -415,6 +416,34 @@ def test_documents_that_the_candidate_failed_on_are_not_retained(write: Write) -
     (delta,) = compare(baseline, edit(candidate, fail))
     assert (delta.missing, delta.reach, delta.difference) == (100, pytest.approx(0.1), 0)
     assert delta.verdict == "inconclusive"  # the 100 may all be wrong
+
+
+def test_what_is_missing_may_take_back_all_that_was_won(write: Write) -> None:
+    def fail(rows: list[dict[str, Any]]) -> None:
+        for row in rows[:50]:
+            row["metrics"]["acc"] = math.nan
+
+    (delta,) = compare(write([0.0] * 100, "gain"), edit(write([1.0] * 100, "gain"), fail))
+    assert delta.ci_low > 0.8
+    assert delta.worst[0] == pytest.approx(0.5 * delta.ci_low - 0.5)
+    assert delta.verdict == "inconclusive"
+
+
+def test_how_surprised_models_are_by_their_own_answers_is_not_compared(write: Write) -> None:
+    scores = [Score("quiz", "perplexity,none", 3.0, 0.1, 4, False, True)]
+    settings = {"metrics": ["perplexity"]}
+    one, other = (
+        write([1, 2, 3, 4], scores=scores, settings=settings, model={"path": p, "weights": p})
+        for p in "ab"
+    )
+    (delta,) = compare(one, other)
+    assert math.isnan(delta.difference)
+    assert "perplexity_model" in delta.note
+    by_one = [
+        write([1, 2], settings=settings | {"perplexity_model": "x"}, model={"weights": p})
+        for p in "ab"
+    ]
+    assert not math.isnan(compare(*by_one)[0].difference)
 
 
 @pytest.mark.parametrize("value", ["x", [1], {"a": 1}])

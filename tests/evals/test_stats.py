@@ -102,6 +102,11 @@ def test_few_changes_of_a_graded_metric_are_no_certainty() -> None:
     constant = paired([0.5] * 3, [0.4] * 3)
     assert constant.ci_low < -0.1 < constant.ci_high
     assert paired([0.5] * 50, [0.4] * 50).ci_high < 0
+    # Two seeds that say the same of each document say no more than one.
+    twice = paired(
+        [0.9] * 200, np.tile(0.9 + delta, 2), clusters=[f"{n % 100}" for n in range(200)]
+    )
+    assert (twice.ci_low, twice.ci_high) == pytest.approx((found.ci_low, found.ci_high))
 
 
 def test_no_flip_is_no_certainty_but_the_same_output_is() -> None:

@@ -246,6 +246,8 @@ def test_extremes_stay_finite(of: Callable[..., winrate.WinRate]) -> None:
     single = of([row(0, 2)])
     assert (single.win_rate, single.n) == (100, 1)
     assert math.isnan(single.standard_error)
+    three = of([row(i, 2) for i in range(3)])
+    assert (three.ci_low, three.ci_high) == pytest.approx((43.85, 100), abs=0.01)  # Wilson's
     itself, _ = winrate.win_rates(load_rows([row(0, 1.5, "b"), row(0, 2, "m")]))
     assert itself["b"].length_controlled_win_rate == 50
 

@@ -173,6 +173,9 @@ def test_temperature_is_found_again_and_refused_where_there_is_none() -> None:
     assert found["after"]["nll"]["value"] < found["before"]["nll"]["value"]
     assert found["after"]["ece"]["value"] < 0.3 * found["before"]["ece"]["value"]
     assert found["n"] + found["tried_on"] == 6000
+    unsure = calibration.temperature(np.array([1, -0.999] * 2), alone(4))
+    assert unsure["value"] is not None
+    assert unsure["ci_high"] is None  # beyond every number
     assert "chance" in calibration.temperature(-margins, alone(6000))["note"]
     assert "wrong order" in calibration.temperature(np.abs(margins), alone(6000))["note"]
 
