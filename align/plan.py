@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from evals.gguf import converted_folder
 from evals.models import check, identity
 from evals.provenance import versions
 from evals.results import UNQUANTIZED
-from evals.run import Request, check_request
+from evals.run import SCORER_CODE, Request, check_request
 from reward.classifier import check as check_classifier
+from reward.classifier import identity as identity_of_classifier
 from reward.data import check_training_split, prepare
 from reward.ensemble import is_remote
 from reward.gguf import is_gguf
@@ -83,8 +85,19 @@ _HERE = Path(__file__).parent
 _REWARD = _HERE.parent / "reward"
 _EVALS = _HERE.parent / "evals"
 # What a kind of stage reads besides the code of all stages.
+_LOSSES = (
+    *(_HERE / "stages" / f"{module}.py" for module in ("trainers", "prefixes", "references")),
+    *(_EVALS / name for name in SCORER_CODE),
+)
 _FURTHER_CODE = {
-    "rm": (_HERE / "stages" / "rescore.py", _REWARD / "model.py", _REWARD / "classifier.py"),
+    "sft": _LOSSES,
+    "rm": (
+        *_LOSSES,
+        _HERE / "stages" / "rescore.py",
+        _REWARD / "model.py",
+        _REWARD / "classifier.py",
+    ),
+    "dpo": _LOSSES,
     "ppo": (_HERE / "ppo", _EVALS / "generate.py"),
 }
 
@@ -241,7 +254,7 @@ def _job(
             "data": rows.fingerprint,
             "eval_data": held_out and held_out.fingerprint,
             "is_ordered": rows.is_ordered,
-            "args": {key: value for key, value in stage.args.items() if key not in NOT_READ},
+            "args": _read(stage.args),
             "peft": dataclasses.asdict(stage.peft),
             "deepspeed": config.deepspeed,
             "processes": config.launch.nnodes * config.launch.nproc_per_node,
@@ -274,23 +287,37 @@ def _job(
     )
 
 
-def _is_made_here(term: Term) -> bool:
-    """Whether a term reads the result of an earlier stage."""
+def _read(args: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that decide what a stage makes."""
+    # Where nothing else says when to evaluate, logging does, and the best checkpoint may be what is kept.
+    is_rhythm = str(args.get("eval_strategy")) == "steps" and args.get("eval_steps") is None
+    left_out = NOT_READ - ({"logging_steps"} if is_rhythm else set())
+    return {key: value for key, value in args.items() if key not in left_out}
+
+
+def _is_stage(path: Any) -> bool:
+    return isinstance(path, str) and path.startswith(_STAGE)
+
+
+def _without_stages(term: Term) -> Term:
+    """A term without the models that earlier stages make."""
     path = term.args.get("path")
     paths = path if isinstance(path, list) else [path]
-    return any(isinstance(one, str) and one.startswith(_STAGE) for one in paths)
+    if not any(map(_is_stage, paths)):
+        return term
+    return replace(term, args=term.args | {"path": [one for one in paths if not _is_stage(one)]})
 
 
 def _reward_key(stage: PPO, cache: Path) -> dict[str, Any]:
     """What a reward and a critic depend on; what an earlier stage makes is named here, and is among the parents."""
-    value = Path(stage.value or "").expanduser()
-    is_here = bool(stage.value) and value.is_dir()
-    ours = {name: term for name, term in stage.reward.terms.items() if _is_made_here(term)}
-    others = {name: term for name, term in stage.reward.terms.items() if name not in ours}
+    others = {name: _without_stages(term) for name, term in stage.reward.terms.items()}
+    value = stage.value
+    if value is not None and not _is_stage(value):
+        value = identity_of_classifier(value, cache=cache)
     return {
         "reward": origin(replace(stage.reward, terms=others), cache),
-        "reward_of_stages": {name: dataclasses.asdict(term) for name, term in ours.items()},
-        "value": fingerprint(value, cache / "fingerprints.json") if is_here else stage.value,
+        "terms": {name: dataclasses.asdict(term) for name, term in stage.reward.terms.items()},
+        "value": value,
     }
 
 
@@ -382,16 +409,21 @@ def _check_margins(config: Align) -> None:
             raise UserError(
                 f"{name}={margin} must be a number from 0 up: the loss that is still accepted"
             )
+    _check_tasks(config, "margins", [name for name in config.evaluation.margins if "/" in name])
 
 
 def _check_family(config: Align) -> None:
-    """The tasks that it names. Which metrics they have is known when they are measured."""
+    _check_tasks(config, "family", config.evaluation.family)
+
+
+def _check_tasks(config: Align, where: str, names: Sequence[str]) -> None:
+    """That TASK or TASK/METRIC names a task. Which metrics it has is known when it is measured."""
     known = {name for suite in config.evaluation.suites.values() for name in _tasks(suite)}
-    for name in config.evaluation.family:
+    for name in names:
         task = name.split("/")[0]
         if task not in known:
             raise UserError(
-                f"evaluation.family: {name!r} names no task of this experiment's suites."
+                f"evaluation.{where}: {name!r} names no task of this experiment's suites."
                 f"{did_you_mean(task, known)} There are: {', '.join(sorted(known)) or 'none'}"
             )
 

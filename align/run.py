@@ -70,6 +70,10 @@ def run(config: Align, overrides: list[str]) -> float | None:
         return None  # machine 0 evaluates
     rewards = experiment.rate()
     results = experiment.evaluate()
+    if unused := _unused_margins(config, results):
+        print(
+            f"{'evaluate':10} warning: evaluation.margins names {unused}, of which nothing was measured"
+        )
     experiment.record(stages, results, rewards, started)
     runs = Path(config.paths.root) / "runs" / config.name
     page = build_report(runs, Path(config.paths.root) / "report" / config.name)
@@ -83,6 +87,13 @@ def run(config: Align, overrides: list[str]) -> float | None:
         print(f"reward model: {rated_text(figures)}")
     print(page.resolve())
     return _objective(results, rewards, config, plan)
+
+
+def _unused_margins(config: Align, results: dict[tuple[str, str, str], EvalResult]) -> str:
+    """Names of margins that are of no task and no metric."""
+    scores = [score for result in results.values() for score in result.scores]
+    known = {name for s in scores for name in (s.task, s.metric, f"{s.task}/{s.metric}")}
+    return ", ".join(sorted(config.evaluation.margins.keys() - known))
 
 
 def _plan_text(plan: Plan, root: Path) -> str:
@@ -297,6 +308,11 @@ class _Run:
                 )
         return results
 
+    def _recorded(self) -> str | None:
+        """What the record that is there was made of; the same settings may have read other bytes."""
+        file = self.folder / "run.json"
+        return read_json(file).get("made_of") if file.is_file() else None
+
     def record(
         self,
         stages: list[dict[str, Any]],
@@ -310,7 +326,14 @@ class _Run:
         """
         from evals.provenance import provenance
 
-        if not self.has_worked and (self.folder / "run.json").is_file():
+        made_of = content_key(
+            [
+                [job.key for job in self.plan.jobs],
+                [result.folder.name for result in results.values()],
+                [self.audits[job.stage].name for job in self.plan.jobs],
+            ]
+        )
+        if not self.has_worked and self._recorded() == made_of:
             return
         evaluations = []
         for (policy, quantizer, suite), result in results.items():
@@ -333,6 +356,7 @@ class _Run:
         config = self.config
         write_json(self.folder / "config.json", redact(plain(config)))
         record = {
+            "made_of": made_of,
             "experiment": config.name,
             "title": config.title,
             "label": self.label,

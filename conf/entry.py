@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import os
 import re
+import shutil
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -191,18 +192,26 @@ def _keys(value: Any) -> Iterator[str]:
 
 def _unknown_keys(node: Any, schema: type[Any], prefix: str = "") -> Iterator[str]:
     """Keys that no field takes. Hydra lets `+key=value` add them, even to typed nodes."""
-    from omegaconf import DictConfig, OmegaConf
-
     fields = {field.name for field in dataclasses.fields(schema)}
     for key in node:
         if key not in fields:
             yield f"{prefix}{key}"
             continue
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
-            kind = OmegaConf.get_type(child)
-            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-                yield from _unknown_keys(child, kind, f"{prefix}{key}.")
+        yield from _unknown_below(node._get_node(key), f"{prefix}{key}.")
+
+
+def _unknown_below(child: Any, prefix: str) -> Iterator[str]:
+    """The same in a dataclass, and in a dictionary of them."""
+    from omegaconf import DictConfig, OmegaConf
+
+    if not isinstance(child, DictConfig) or child._is_none() or child._is_interpolation():
+        return
+    kind = OmegaConf.get_type(child)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        yield from _unknown_keys(child, kind, prefix)
+        return
+    for name in child:
+        yield from _unknown_below(child._get_node(name), f"{prefix}{name!s}.")
 
 
 def _unused(composed: Any) -> set[str]:
@@ -276,7 +285,11 @@ def _disk_message(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = error.filename or "while writing"
         return f"the disk is full ({place}): free some space or set paths.root to another disk"
-    if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError):
+    if isinstance(error, shutil.Error) and os.strerror(errno.ENOSPC) in str(error):  # of copytree
+        return "the disk is full: free some space or set paths.root to another disk"
+    if isinstance(
+        error, PermissionError | NotADirectoryError | IsADirectoryError | FileExistsError
+    ):
         return f"{error.filename} cannot be used: {error.strerror}; name another place or put its rights in order"
     return None
 

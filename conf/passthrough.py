@@ -119,6 +119,8 @@ def problems(delegate: str, args: Mapping[str, Any], where: str) -> list[str]:
             found.append(
                 f"{where}.{key}: {owner} has no argument {key!r}.{did_you_mean(key, known)}"
             )
+        elif value is False and key.endswith("_strategy"):
+            found.append(f"{where}.{key}: YAML reads a bare no as false; write it as 'no'.")
         elif not _fits(value, known[key]):
             found.append(f"{where}.{key}={value!r} is not of type {ast.unparse(known[key])}.")
     return found

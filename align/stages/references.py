@@ -17,6 +17,7 @@ import torch
 import evals
 from conf.entry import UserError
 from evals.provenance import versions
+from evals.run import SCORER_CODE
 from evals.scoring import Labelled, Scorer
 from evals.treeattention import unwrapped
 from reward.store import build_once, content_key, is_complete, source_key
@@ -25,14 +26,6 @@ _FILE = "log_probs.safetensors"
 _PAIRS = 256  # that are packed into rows together
 _TOKENS = 4096  # read at once
 _EVALS = Path(evals.__path__[0])
-_CODE = (
-    "cpuattention.py",
-    "lmhead.py",
-    "scoring.py",
-    "treeattention.py",
-    "treereader.py",
-    "trees.py",
-)
 
 
 class Half(NamedTuple):
@@ -99,7 +92,7 @@ class References:
                 "attention": core.config._attn_implementation,
                 "device": trainer.accelerator.device.type,
                 "rows": digest.hexdigest(),
-                "code": source_key(Path(__file__), *(_EVALS / name for name in _CODE)),
+                "code": source_key(Path(__file__), *(_EVALS / name for name in SCORER_CODE)),
                 "versions": versions("torch", "transformers", "peft"),
             }
         )

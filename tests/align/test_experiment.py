@@ -92,6 +92,10 @@ def test_demo_end_to_end_then_a_sweep_that_shares_its_stages(
     )
     assert len(json.dumps(rows).split('"name"')) >= 3
 
+    # The record is of what was made, whatever another content of the same name left there.
+    made = run_record["made_of"]
+    record.write_text(json.dumps(run_record | {"made_of": "other", "stages": []}))
+
     # Nothing to do: no stage runs, nothing heavy loads.
     started = time.monotonic()
     done = run(tiny_model, tmp_path)
@@ -99,6 +103,8 @@ def test_demo_end_to_end_then_a_sweep_that_shares_its_stages(
     assert "sft        done" in done.stdout
     assert "evaluate   0 of 12 to do" in done.stdout
     assert time.monotonic() - started < 20
+    again = json.loads(record.read_text(encoding="utf-8"))
+    assert (again["made_of"], len(again["stages"])) == (made, 2)
 
 
 def test_a_failed_stage_shows_why_and_leaves_no_artifact(tiny_model: Path, tmp_path: Path) -> None:

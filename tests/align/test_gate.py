@@ -10,7 +10,7 @@ import pytest
 from align.gate import pass_gate, suites_index
 from align.plan import make_plan
 from conf.entry import UserError
-from conf.schema import Align, Data, Model, Part, Peft, Role, Stage, Suite
+from conf.schema import Align, Data, Kind, Model, Part, Peft, Role, Source, Stage, Suite
 from reward import demo
 from reward.versions import AUDIT
 
@@ -109,6 +109,22 @@ def test_documents_are_written_once_and_not_again_for_other_settings(config: Ali
     assert suites_index(config) == first
     suite.limit = 4
     assert suites_index(config) != first
+
+
+def test_prompts_of_ones_own_are_in_the_index(config: Align, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    suite = Suite(name="own", role=Role.gain, prompts={"own": Source(source=str(file))})
+    config.evaluation.suites = {"own": suite, "cost": Suite(name="cost", kind=Kind.footprint)}
+    found = set()
+    for name in ("one", "another"):
+        file.write_text(json.dumps({"prompt": f"Say {name}", "answer": name}) + "\n")
+        found.add(suites_index(config))
+    assert len(found) == 2
+
+
+def test_a_suite_without_documents_has_no_index(config: Align) -> None:
+    config.evaluation.suites = {"cost": Suite(name="cost", kind=Kind.footprint)}
+    assert suites_index(config) is None
 
 
 def test_held_out_prompts_in_the_rows_stop_the_run(config: Align) -> None:

@@ -25,6 +25,10 @@ def test_a_failure_says_what_is_kept_and_the_last_lines(tmp_path: Path) -> None:
     assert told.startswith("evaluate failed with exit code 3; the answers so far are kept. The end")
     assert told.endswith("    so far")
     assert "nothing was kept of it" in failure(tmp_path, code)
+    torch_says = (
+        "RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"
+    )
+    assert "the disk is full" in failure(tmp_path, f"print({torch_says!r}); raise SystemExit(1)")
 
 
 def test_an_error_behind_a_progress_bar_is_told(tmp_path: Path) -> None:

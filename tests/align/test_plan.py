@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from align import plan as plan_module
 from align.plan import NOT_READ, Plan, make_plan, preflight
 from conf.entry import UserError
 from conf.schema import Align, Data, Kind, LaunchKind, Model, Peft, Role, Stage, Suite, Text
@@ -94,6 +95,28 @@ def test_what_no_stage_reads_changes_no_key(config: Align, change: Callable[[Ali
     before = keys(config)
     change(config)
     assert keys(config) == before
+
+
+def test_logging_decides_where_it_says_when_to_evaluate(config: Align) -> None:
+    config.dpo.args["eval_strategy"] = "steps"
+    before = keys(config)
+    config.dpo.args["logging_steps"] = 7
+    after = keys(config)
+    assert after["dpo"] != before["dpo"]
+    config.dpo.args["eval_steps"] = 5
+    timed = keys(config)
+    config.dpo.args["logging_steps"] = 8
+    assert keys(config) == timed
+
+
+def test_the_code_of_losses_is_in_the_key(config: Align, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys(config)
+    read: list[str] = []
+    monkeypatch.setattr(
+        plan_module, "source_key", lambda *files: read.extend(each.name for each in files) or "x"
+    )
+    assert keys(config) != before
+    assert {"trainers.py", "prefixes.py", "references.py", "lmhead.py", "scoring.py"} <= set(read)
 
 
 def test_root_and_file_name_do_not_matter_but_content_does(config: Align, tmp_path: Path) -> None:
@@ -262,6 +285,11 @@ def test_a_margin_is_no_negative_number(config: Align, margin: float) -> None:
     assert "evaluation.margins.acc" in refusal(config)
     config.evaluation.margins, config.evaluation.margin = {"acc": 0.0}, margin
     assert "evaluation.margin=" in refusal(config)
+
+
+def test_a_margin_of_an_unknown_task_is_refused(config: Align) -> None:
+    config.evaluation.margins = {"demo_jsn/exact": 0.1}
+    assert "Did you mean 'demo_json'?" in refusal(config)
 
 
 def test_a_family_names_tasks_of_the_suites(config: Align) -> None:

@@ -1,6 +1,8 @@
 """PPO as a stage: from a plan to a policy that later stages and evaluations take."""
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,24 @@ def test_the_key_holds_the_reward(config: Align) -> None:
     assert make_plan(config).jobs[0].key == key
     config.ppo.reward.terms["brief"].weight = 2.0
     assert make_plan(config).jobs[0].key != key
+
+
+def test_the_key_holds_every_reward_model_and_the_critic(
+    config: Align, seeded_reward_model: Callable[[int], Path], tmp_path: Path
+) -> None:
+    member = shutil.copytree(seeded_reward_model(1), tmp_path / "member")
+    critic = shutil.copytree(seeded_reward_model(1), tmp_path / "critic")
+    (critic / "manifest.json").write_text('{"key": "named by hand"}')
+    config.stages = ["rm", "ppo"]
+    paths = ["stage:rm", str(member)]
+    config.ppo.reward = Reward({"rm": Term("model", 1.0, {"path": paths})})
+    config.ppo.value = str(critic)
+    before = make_plan(config).jobs[1].key
+    for folder in (member, critic):
+        for file in seeded_reward_model(2).iterdir():
+            shutil.copyfile(file, folder / file.name)
+        assert make_plan(config).jobs[1].key != before
+        before = make_plan(config).jobs[1].key
 
 
 def refused(config: Align, told: str, **changes: Any) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 
 from conf.arguments import FLAGS, FLAGS_WITH_VALUE, arranged, problem
 from conf.choices import CONF_DIR
-from conf.entry import UserError, typed
+from conf.entry import UserError, plainly, typed
 from conf.passthrough import DELEGATES, fields_of, problems
 from conf.schema import Align, Evals
 
@@ -121,6 +122,20 @@ def test_problems_judge_types() -> None:
     ):
         (key,) = bad
         assert problems("dpo", bad, "dpo.args")[0].startswith(f"dpo.args.{key}=")
+    (told,) = problems("dpo", {"save_strategy": False}, "dpo.args")
+    assert "write it as 'no'" in told
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]), "the disk is full"),
+        (FileExistsError(17, "File exists", "there"), "there cannot be used: File exists"),
+    ],
+)
+def test_what_the_disk_says_is_one_message(error: OSError, told: str) -> None:
+    with pytest.raises(SystemExit), plainly():
+        raise error
 
 
 def test_seed_reaches_stages_and_can_be_fixed() -> None:
@@ -153,6 +168,10 @@ def test_target_is_refused_anywhere() -> None:
         (["+experiment=demo", "dpo.argz.beta=1"], "Did you mean 'dpo.args'?"),
         (["+experiment=demo", "dpo.data.sorce=x"], "Did you mean 'dpo.data.source'?"),
         (["+experiment=demo", "+dpo.foo=1"], "there is no key 'dpo.foo'"),
+        (
+            ["+experiment=demo", "+evaluation.suites.json.limitt=3"],
+            "there is no key 'evaluation.suites.json.limitt'",
+        ),
         (
             ["+experiment=demo", "seed=abc"],
             "seed: Value 'abc' of type 'str' could not be converted to Integer",
