@@ -61,6 +61,12 @@ def check_probe(config: Align, trained: dict[str, Version]) -> None:
         raise UserError(
             "a probe needs the whole policy in one process: set launch=inline and deepspeed=off, or probe=null"
         )
+    for stage in trained:
+        if getattr(config, stage).args.get("load_best_model_at_end"):
+            raise UserError(
+                f"a probe judges the last policy, and {stage}.args.load_best_model_at_end keeps another one: "
+                "set one of them off"
+            )
     _check_rewards(probe)
     if canonical(plain(probe.proxy)) == canonical(plain(probe.gold)):
         raise UserError("probe.gold is probe.proxy: nothing would be seen; name another measure")

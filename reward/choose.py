@@ -64,11 +64,12 @@ def choose(facts: Array, sources: Array, findings: list[Finding], data: Data) ->
     """
     kept = np.arange(len(facts))
     choice = Choice(kept)
-    for name, keep in _masks(facts, findings, data):
+    for name, keep in _masks(facts, sources, findings, data):
         kept = _narrow(choice, facts, kept, keep[kept], name)
     rng = np.random.default_rng(data.seed or 0)
     if data.clean.balance:
-        keep = _balanced(facts["group"][kept], rng) | (sources[kept] > 0)
+        keep = sources[kept] > 0
+        keep[~keep] = _balanced(facts["group"][kept][~keep], rng)
         kept = _narrow(choice, facts, kept, keep, "balance")
     if data.mix:
         keep = _weighed(sources[kept], [portion.weight for portion in data.mix.values()], rng)
@@ -90,9 +91,14 @@ def part_of(openings: Array, fractions: list[float], seed: int) -> Array:
     return np.asarray(np.searchsorted(np.cumsum(fractions)[:2], place, side="right"))
 
 
-def _masks(facts: Array, findings: list[Finding], data: Data) -> Iterator[tuple[str, Array]]:
+def _masks(
+    facts: Array, sources: Array, findings: list[Finding], data: Data
+) -> Iterator[tuple[str, Array]]:
     """Step by step, which records stay, of all."""
     clean = data.clean
+    # Of a set that is mixed in, and in which nothing has a score, scores ask for nothing.
+    scored = np.unique(sources[~np.isnan(facts["score"])])
+    is_free = (sources > 0) & ~np.isin(sources, scored)
     for kind in clean.drop:
         rows = {finding.row for finding in findings if finding.kind == kind}
         if kind == "label_conflict":  # nobody knows which of the two is right
@@ -108,9 +114,9 @@ def _masks(facts: Array, findings: list[Finding], data: Data) -> Iterator[tuple[
         whole = facts["prompt_chars"] + np.maximum(answer, other)
         yield f"max_chars {clean.max_chars}", whole <= clean.max_chars
     if clean.min_score is not None:  # a row without a score is not known to be good
-        yield f"min_score {clean.min_score:g}", facts["score"] >= clean.min_score
+        yield f"min_score {clean.min_score:g}", (facts["score"] >= clean.min_score) | is_free
     if clean.max_score is not None:
-        yield f"max_score {clean.max_score:g}", facts["score"] <= clean.max_score
+        yield f"max_score {clean.max_score:g}", (facts["score"] <= clean.max_score) | is_free
     if data.part is not Part.all:
         parts = part_of(facts["opening"], data.fractions, data.seed or 0)
         yield f"part {data.part.value}", parts == _PARTS.index(data.part)

@@ -107,7 +107,7 @@ def prepare(
         with tempfile.TemporaryDirectory(dir=partial) as scratch:
             examined = examine(data, kind, Path(scratch), where, index)
             _refuse(data, examined, where)
-            _check_columns(data, examined.facts, where)
+            _check_columns(data, examined.facts, examined.sources, where)
             return {"key": key, "kind": kind, **_write(partial, data, examined, where)}
 
     return Version.load(build_once(folder, build))
@@ -321,12 +321,12 @@ def _refuse(data: Data, examined: Examined, where: str) -> None:
         )
 
 
-def _check_columns(data: Data, facts: Any, where: str) -> None:
+def _check_columns(data: Data, facts: Any, sources: Any, where: str) -> None:
     """A column that no row has is a typing error, not an empty column."""
     import numpy as np
 
     clean = data.clean
-    if clean.balance and not facts["group"].any():
+    if clean.balance and not facts["group"][sources == 0].any():
         raise UserError(f"{where}.clean.balance={clean.balance!r}: no row has that column")
     if clean.score and not np.isfinite(facts["score"]).any():
         raise UserError(f"{where}.clean.score={clean.score!r}: no row has a number in that column")

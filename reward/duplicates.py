@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SEPARATOR = "\x1e"  # ASCII's record separator: between the fields of a row
 
 # Rows that share a long prompt, or a long instruction with another short input, are alike as a
-# whole. So a field of some length on either side must be alike in itself.
+# whole. So every field but a short first one, the prompt, must be alike in itself.
 FIELD_CHARACTERS = 40
 FIELD_SIMILARITY = 0.5
 
@@ -140,8 +140,10 @@ def _similarity(texts: _Texts, first: int, second: int, threshold: float) -> flo
     fields, others = texts.fields(first), texts.fields(second)
     if len(fields) == len(others):
         # The shortest first: where rows share a long prompt, the answers decide at less cost.
-        for pair in sorted(zip(fields, others, strict=True), key=lambda pair: sum(map(len, pair))):
-            if pair[0] == pair[1] or max(map(len, pair)) < FIELD_CHARACTERS:
+        pairs = list(enumerate(zip(fields, others, strict=True)))
+        for number, pair in sorted(pairs, key=lambda one: sum(map(len, one[1]))):
+            is_short_prompt = number == 0 and max(map(len, pair)) < FIELD_CHARACTERS
+            if pair[0] == pair[1] or is_short_prompt:
                 continue
             if jaccard(*map(texts.shingles, pair)) < FIELD_SIMILARITY:
                 return None

@@ -92,7 +92,10 @@ class Peer:
             if 0 < place < len(args):
                 _replace(args[place], self.decode(value))
         if "error" in message:
-            raise _exception(message["error"])
+            error = _exception(message["error"])
+            if operation != "next" and isinstance(error, StopIteration | StopAsyncIteration):
+                error = RuntimeError(str(error))  # it would end a loop of the tests without a word
+            raise error
         return self.decode(message["value"])
 
     def serve(self) -> None:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from reward import turns as _turns
@@ -113,6 +114,7 @@ _PROMPT_KEYS = {"prompt", "system", "history", "tools"}
 
 _LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
+_HH_END = "\n\nAssistant:"  # of a prompt: what follows is the answer
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -258,7 +260,7 @@ def _reference(row: Row, key: str) -> str | None:
     if value is None or value == "":  # a CSV file has no other way to say none
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+        return format(Decimal(str(value)), "f")  # 1e-05 would be read as e − 5
     return text_of(row, key)
 
 
@@ -447,7 +449,11 @@ def turns_of(row: Row, key: str) -> list[Message]:
 
 
 def text_or_turns(row: Row, key: str, role: str) -> list[Message]:
-    """One turn made of a text, or the turns of a list, as above."""
+    """One turn made of a text, or the turns of a list, as above; a dialogue in HH's form has several, too."""
+    if role == "user" and isinstance(text := row.get(key), str):
+        dialogue = text.rstrip().removesuffix(_HH_END)
+        if _HH_TURN.match(text) and dialogue != text.rstrip():
+            return _hh_turns({key: dialogue}, key)
     return _turns.text_or_turns(_with_texts(row, key), key, role)
 
 

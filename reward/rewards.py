@@ -12,7 +12,7 @@ from typing import Any
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
 from conf.schema import Dtype, Reward, Scorer, Term
-from reward import functions, verify
+from reward import functions, sandbox, verify
 from reward.answers import Answer, Scoring
 from reward.functions import Function
 from reward.prompts import Asked
@@ -73,7 +73,7 @@ class RewardFunction:
     @property
     def stopped(self) -> dict[str, int]:
         """Questions and programs of verifiers that this process gave up so far: too long, or too much memory."""
-        return dict(aside.stopped)
+        return dict(aside.stopped + sandbox.stopped)
 
 
 def check_reward(reward: Reward, where: str) -> None:

@@ -15,7 +15,9 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
@@ -28,6 +30,11 @@ from reward import seccomp
 SWITCH = "HF_ALLOW_CODE_EVAL"  # that of the `evaluate` library's code_eval, which lm-eval obeys too
 _DOC = "docs/sandbox.md"
 _MIB = 1 << 20
+
+stopped: Counter[str] = (
+    Counter()
+)  # what took too long, or printed too much, as in `verifiers.aside`
+_lock = threading.Lock()
 _START = 60.0  # seconds that a sandbox may take to start on a busy machine
 _THREADS = 128
 _INSIDE = Path(__file__).with_name("inside.py")
@@ -91,7 +98,10 @@ def run(source: str, stdin: str = "", limits: Limits | None = None) -> Run:
         UserError: when code is not allowed or the sandbox cannot start.
     """
     check("a program")
-    return _run(_bwrap(), source, stdin, limits or Limits())
+    found = _run(_bwrap(), source, stdin, limits or Limits())
+    if found.code is None:
+        _gave_up("a program")
+    return found
 
 
 def judge(
@@ -136,11 +146,19 @@ def judge(
             end.close()  # or nobody would see another end
         _await_start(processes, verdicts)
         found = b""
-        while len(found) < len(tests) and (
-            more := _read(verdicts.fileno(), time.monotonic() + limits.seconds)
-        ):
+        while len(found) < len(tests):
+            deadline = time.monotonic() + limits.seconds
+            if not (more := _read(verdicts.fileno(), deadline)):
+                if time.monotonic() >= deadline:
+                    _gave_up("a test")
+                break
             found += more
     return [{b"1": True, b"0": False}.get(bytes([verdict])) for verdict in found[: len(tests)]]
+
+
+def _gave_up(what: str) -> None:
+    with _lock:  # answers are judged in threads
+        stopped[what] += 1
 
 
 def _run(bwrap: str, source: str, stdin: str, limits: Limits) -> Run:

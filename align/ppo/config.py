@@ -12,7 +12,9 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]  # transformers is unt
     """Settings of `align.ppo.trainer.PPOTrainer`; defaults mostly as in Huang et al. 2024 (arXiv 2403.17031)."""
 
     # --- how much ---
-    num_rollouts: int = 100  # how often the policy writes, and learns from what it wrote
+    num_rollouts: int = (
+        100  # each with the steps below; with early_stop_kl more of them, of fewer steps
+    )
     rollout_batch_size: int = 64  # responses of a rollout, on all processes together
     num_ppo_epochs: int = 4  # passes over a rollout
     num_mini_batches: int = 1  # optimizer steps of a pass

@@ -307,10 +307,13 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         if self.is_deepspeed_enabled:
             norm = super()._clip_grad_norm(model)
             self.ppo.alarms.hear_gradient(float(norm), step, told)
+            if not math.isfinite(float(norm)):  # DeepSpeed leaves the step out
+                self.ppo.skipped_steps += 1
             return norm
+        limit = self.args.max_grad_norm or math.inf
         norms = []
         for name, part in (("policy", self.model.policy), ("value", self.model.value)):
-            norm = self.accelerator.clip_grad_norm_(part.parameters(), self.args.max_grad_norm)
+            norm = self.accelerator.clip_grad_norm_(part.parameters(), limit)
             self._metrics[f"grad_norm/{name}"].append(float(norm))
             self.ppo.alarms.hear_gradient(float(norm), step, told)
             norms.append(torch.as_tensor(norm))
@@ -318,6 +321,11 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
         if not torch.isfinite(whole):  # one such step would leave no weight as it was
             self._skip(model)
         return whole
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """As `_clip_grad_norm`, which the Trainer leaves out where `max_grad_norm` is 0."""
+        norm = self._clip_grad_norm(model) if grad_norm is None else grad_norm
+        return super()._get_grad_norm(model, grad_norm=norm)
 
     # --- evaluation, logging ---
 

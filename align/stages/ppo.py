@@ -29,7 +29,7 @@ def run(job: Job) -> None:
     started = time.monotonic()
     tokenizer = chat_tokenizer(job)
     rows = Version.load(job.data)
-    args = PPOConfig(**_arguments(job))
+    args = PPOConfig(**_arguments(job, rows.is_ordered))
     questions, left_out = read_questions(rows, tokenizer, args.max_prompt_length)
     held_out, facts = None, {"prompt/number": len(questions), "prompt/left_out": left_out}
     if job.eval_data:
@@ -75,9 +75,9 @@ def _tell(facts: dict[str, int], args: Any) -> None:
         )
 
 
-def _arguments(job: Job) -> dict[str, Any]:
+def _arguments(job: Job, is_ordered: bool) -> dict[str, Any]:
     """PPO's arguments: those of every stage but what only TRL's trainers take."""
-    found = arguments(job, "CAUSAL_LM")
+    found = arguments(job, "CAUSAL_LM", is_ordered)
     del found["model_init_kwargs"]
     return found
 

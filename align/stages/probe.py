@@ -239,7 +239,8 @@ def _callback(watch: Watch) -> Any:
                 self._look(args, state, given)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if state.global_step % watch.probe.steps == 0:
+            # Of the last step here: at the end of training other weights may have been loaded.
+            if state.global_step % watch.probe.steps == 0 or control.should_training_stop:
                 self._look(args, state, given)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:

@@ -57,10 +57,13 @@ def code(
     limits = Limits(seconds=timeout, memory=memory)
 
     def score(answer: Answer) -> float:
-        trial = trial_of(answer.facts)
+        facts = dict(answer.facts)
+        if answer.prompt:  # whose column is no fact
+            facts.setdefault("prompt", answer.prompt[-1].get("content"))
+        trial = trial_of(facts)
         if not trial.tests and not trial.pairs:
             return math.nan
-        verdicts = _verdicts(_prefix(answer, prefix) + code_of(answer.text), trial, limits, partial)
+        verdicts = _verdicts(_prefix(facts, prefix) + code_of(answer.text), trial, limits, partial)
         if None in verdicts:
             return math.nan
         share = verdicts.count(True) / len(verdicts)
@@ -127,13 +130,13 @@ def _verdicts(source: str, trial: Trial, limits: Limits, is_partial: bool) -> li
     return verdicts
 
 
-def _prefix(answer: Answer, column: str | None) -> str:
+def _prefix(facts: Mapping[str, Any], column: str | None) -> str:
     if column is None:
         return ""
-    if not isinstance(text := answer.facts.get(column), str):
+    if not isinstance(text := facts.get(column), str):
         raise UserError(
             f"the verifier code: prefix={column}, but a row has no text of that name. It has:"
-            f" {', '.join(answer.facts) or 'no further columns'}"
+            f" {', '.join(facts) or 'no further columns'}"
         )
     return text
 

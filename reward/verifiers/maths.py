@@ -12,6 +12,8 @@ from reward.answers import Answer
 from reward.verifiers.aside import Aside, Unanswered
 
 _POWER = re.compile(r"\*\*\s*(\w+)")  # Python's way of writing it
+_MIXED = re.compile(r"(-?\d+) (\d+)/(\d+)")  # 3 1/2
+_THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?")
 _SECONDS = 2  # math-verify's own limit, by a signal, for what can be interrupted
 _ASIDE = Aside("maths")
 
@@ -46,8 +48,11 @@ def texts_of(text: str) -> Iterator[str]:
     is_marked = any(mark in final for mark in ("$", "\\(", "\\[", "\\boxed"))
     is_prose = any(word.isalpha() and len(word) > 1 for word in final.split())
     is_number = all(sign in "0123456789+-*^.,/% " for sign in final)
-    if final and not (is_marked or is_prose or is_number or "\n" in final):
-        formula = _POWER.sub(r"^{\1}", final)
+    is_several = ", " in final or ",-" in final or final.count(",") > 1
+    is_one = is_number and not _MIXED.fullmatch(final)
+    is_one = is_one and (not is_several or _THOUSANDS.fullmatch(final) is not None)
+    if final and not (is_marked or is_prose or is_one or "\n" in final):
+        formula = _POWER.sub(r"^{\1}", _MIXED.sub(r"\1\\frac{\2}{\3}", final))
         yield f"${formula}$"
     yield final
 

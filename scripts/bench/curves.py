@@ -1,5 +1,6 @@
 """What a side's cost grows with: the work's own seconds, without the start of a process, against a size."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def draw(points: Sequence[Point], unit: str, title: str, out: Path) -> None:
     axes.set(
         xlabel=unit,
         ylabel="seconds of the work itself",
-        title=title,
+        title=textwrap.fill(title, 60),
         xlim=(0, None),
         ylim=(0, None),
     )

@@ -157,8 +157,9 @@ def test_the_policys_rate_rises_after_the_critics_warm_up(tmp_path: Path) -> Non
     assert rates == pytest.approx([0] * 4 + [3e-3 * i / 4 for i in (1, 2, 3, 4)] + [3e-3] * 4)
 
 
-def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None:
-    trainer = toys.trainer(tmp_path, toys.share_of(7), num_rollouts=2)
+@pytest.mark.parametrize("limit", [1.0, 0.0])
+def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path, limit: float) -> None:
+    trainer = toys.trainer(tmp_path, toys.share_of(7), num_rollouts=2, max_grad_norm=limit)
     step = trainer.training_step
     seen: list[torch.Tensor] = []
 

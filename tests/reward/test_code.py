@@ -44,6 +44,14 @@ class TestHumanEval:
         answers = [Answer([], row["canonical_solution"], facts=row) for row in humaneval]
         assert code(answers, prefix="prompt") == [1.0] * len(humaneval)
 
+    def test_the_prompt_of_a_row_is_what_was_asked(self, humaneval: list[dict[str, Any]]) -> None:
+        """As rows come from a data version: the column is the prompt, and no fact."""
+        for row in humaneval:
+            facts = {name: value for name, value in row.items() if name != "prompt"}
+            asked = [{"role": "user", "content": row["prompt"]}]
+            found = code([Answer(asked, row["canonical_solution"], facts=facts)], prefix="prompt")
+            assert found == [1.0]
+
     def test_wrong_ones_fail(self, humaneval: list[dict[str, Any]]) -> None:
         """The solution's results wrapped in a tuple, and with a function that does nothing."""
         answers = []

@@ -175,7 +175,8 @@ LONG_YES = "yes it is a fine idea to begin with the smaller boats first"
         (LONG_NO, LONG_YES, False),  # several pairs of one long prompt are no duplicates
         (LONG_NO, "yes", False),
         (LONG_NO, LONG_NO.replace("rather", "perhaps"), True),
-        ("no", "yes", True),  # too short to tell apart by their letters
+        ("no", "yes", False),  # short answers that differ are other answers
+        ("Ottawa, I think", "ottawa – i think!", True),
         (LONG_NO, f"{LONG_YES[:20]}\x1e{LONG_YES[20:]}", True),  # other fields: the whole decides
     ],
 )

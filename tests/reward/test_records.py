@@ -10,7 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reward.records import NORMALISERS, Conversation, Preference, Prompt, Rated, detect
+from reward.records import (
+    NORMALISERS,
+    Conversation,
+    Preference,
+    Prompt,
+    Rated,
+    detect,
+    preference,
+    prompt,
+)
 from reward.turns import BadRow
 
 
@@ -656,3 +665,21 @@ def test_sharegpt_and_messages_agree(pairs: list[tuple[str, str]]) -> None:
     theirs = {"conversations": [{"from": who, "value": text} for who, text in turns]}
     ours = {"messages": [(user if who == "human" else assistant)(text) for who, text in turns]}
     assert NORMALISERS["sharegpt"](theirs) == NORMALISERS["messages"](ours)
+
+
+def test_a_dialogue_as_a_prompt_has_its_turns() -> None:
+    """As in Dahoas' form of HH-RLHF."""
+    dialogue = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Who are you?\n\nAssistant:"
+    turns = [user("Hi"), assistant("Hello!"), user("Who are you?")]
+    row = {"prompt": dialogue, "chosen": " A bot.", "rejected": " Go away."}
+    assert preference(row) == Preference(turns, [assistant("A bot.")], [assistant("Go away.")])
+    assert prompt({"prompt": dialogue}).prompt == turns
+    quoted = "What is wrong with this?\n\nHuman: a\n\nAssistant:"
+    assert prompt({"prompt": quoted}).prompt == [user(quoted)]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e-05, "0.00001"), (1e16, "10000000000000000"), (3, "3")]
+)
+def test_a_number_is_a_reference_without_an_exponent(value: float, text: str) -> None:
+    assert prompt({"prompt": "How much?", "answer": value}).reference == text

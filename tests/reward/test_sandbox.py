@@ -470,6 +470,17 @@ class TestForgery:
         verdicts = judge(textwrap.dedent(_CHEATS[cheat]), tests, limits=limits)
         assert set(verdicts) <= {False}
 
+    @pytest.mark.parametrize("kind", ["StopIteration", "StopAsyncIteration"])
+    def test_an_answer_cannot_end_a_loop_of_the_tests(self, kind: str) -> None:
+        tests = [
+            "for got, want in zip(map(f, [1, 2]), [2, 3]): assert got == want",
+            "assert all(map(lambda c: f(c) == c + 1, [1, 2]))",
+        ]
+        assert judge(f"def f(x): raise {kind}", tests) == [False, False]
+        assert judge("def f(x): return x + 1", tests) == [True, True]
+        walked = "def f(x):\n    yield x\n    yield x + 1"
+        assert judge(walked, ["assert list(f(1)) == [1, 2] and next(iter(f(3))) == 3"]) == [True]
+
     def test_the_rights_to_pass_are_real(self) -> None:
         assert judge("def f(x): return 7302651", ["assert f(2) == 7302651"]) == [True]
 
@@ -564,6 +575,13 @@ class TestConversation:
     )  # fmt: skip
     def test_a_test_that_says_nothing_of_the_answer(self, test: str) -> None:
         assert judge("def f(*args): return 1", [test]) == [None]
+
+    def test_what_takes_too_long_is_counted(self) -> None:
+        before = sandbox.stopped.total()
+        slow = "import time\ndef f(x): time.sleep(9)"
+        assert judge(slow, ["f(1)"], limits=Limits(seconds=0.5)) == []
+        assert run("while True: pass", limits=Limits(seconds=0.5)).code is None
+        assert sandbox.stopped.total() == before + 2
 
     def test_verdicts_end_where_the_answer_does(self) -> None:
         source = "import os\ndef f(x): return x if x < 2 else os._exit(0)"

@@ -87,6 +87,25 @@ def test_mathematics_is_that_of_math_verify() -> None:
     assert equivalent([said(*case) for case in TRICKY]) == expected
 
 
+@pytest.mark.parametrize(
+    ("answer", "right", "expected"),
+    [
+        (r"$\boxed{7, 5, 3}$", "3, 5, 7", 1),
+        (r"\boxed{7}", "3, 5, 7", 0),
+        ("1, 2, 7", "3, 5, 7", 0),
+        (r"$\boxed{1,-2}$", "1,-2", 1),
+        (r"\boxed{3\frac{1}{2}}", "3 1/2", 1),
+        (r"\boxed{1}", "3 1/2", 0),
+        ("1,234,567", "1234567", 1),
+        (r"$10^{-5}$", "0.00001", 1),
+    ],
+)
+def test_several_numbers_and_mixed_ones_are_read_whole(
+    answer: str, right: str, expected: float
+) -> None:
+    assert equivalent([said(answer, right)]) == [expected]
+
+
 def test_an_escaped_percent_sign_is_one() -> None:
     assert equivalent([said(r"$50\%$", "$0.5$"), said(r"$50\%$", "50%")]) == [1, 1]
 

@@ -188,6 +188,21 @@ def test_balance_takes_equally_many_of_each_value(tmp_path: Path) -> None:
     assert Counter(row["topic"] for row in rows if row["answer"] in kept) == {"a": 3, "b": 3}
 
 
+def test_what_is_mixed_in_is_not_balanced_and_needs_no_score(tmp_path: Path) -> None:
+    rows = [qa(n, topic="a" if n < 7 else "b", quality=n) for n in range(10)]
+    general = [qa(n, topic="c" if n == 50 else "a") for n in range(50, 70)]
+    for row in general:
+        row["answer"] += " g"
+    mix = {"general": Portion(source=write(tmp_path / "g.jsonl", general), weight=0.5)}
+    data = Data(write(tmp_path / "a.jsonl", rows), clean=Clean(balance="topic"), mix=mix)
+    said = answers(prepare(data, "sft", tmp_path))
+    assert len([one for one in said if not one.endswith(" g")]) == 6
+    assert len(said) == 9
+    data.clean = Clean(score="quality", min_score=4)
+    said = answers(prepare(data, "sft", tmp_path))
+    assert len([one for one in said if one.endswith(" g")]) == 3
+
+
 # --- split, mix, order
 
 
