@@ -10,7 +10,7 @@ import argparse
 import time
 from typing import Any
 
-from bench_scoring import Question, questions
+from bench_scoring import Question, asking, questions
 
 from conf.entry import UserError, plainly
 
@@ -70,15 +70,8 @@ def compare(given: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model")
-    parser.add_argument("data")
-    parser.add_argument("--prompt", required=True, help="the field of the prompt")
-    parser.add_argument("--options", required=True, help="the fields of the answers, with commas")
-    parser.add_argument("--limit", type=int, default=24)
-    parser.add_argument("--shots", type=int, default=0)
+    parser = asking(__doc__)
+    parser.set_defaults(limit=24)
     parser.add_argument("--batch", type=int, default=8, help="pairs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--within", type=float, default=0.02, help="nats a token")

@@ -156,9 +156,10 @@ def compare(
     print(f"largest gap: {gap:.1e} nats, {relative:.1e} of the size")
 
 
-def main() -> None:
+def asking(description: str | None) -> argparse.ArgumentParser:
+    """Arguments that say what `questions` reads."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model")
     parser.add_argument("data")
@@ -168,6 +169,11 @@ def main() -> None:
     )
     parser.add_argument("--limit", type=int, default=32)
     parser.add_argument("--shots", type=int, default=0)
+    return parser
+
+
+def main() -> None:
+    parser = asking(__doc__)
     parser.add_argument("--tokens", type=int, default=2048, help="ours: tokens read at once")
     parser.add_argument("--batch-size", type=int, default=8, help="lm-eval: sequences read at once")
     parser.add_argument("--dtype", default="float32")
