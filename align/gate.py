@@ -4,6 +4,7 @@ A data version was looked through when it was made. What is left needs the exper
 and the lengths of a stage, its held-out rows, the benchmarks that will measure the result.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def suites_index(config: Align) -> Path | None:
     files = [_documents(suite, folder) for suite in suites]
     index = folder / f"index-{content_key([file.name for file in files])}.arrow"
     if not index.is_file():
-        build_index([str(file) for file in files], folder).replace(index)
+        with contextlib.suppress(FileNotFoundError):  # another run has just moved the same one
+            build_index([str(file) for file in files], folder).replace(index)
     return index
 
 

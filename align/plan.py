@@ -15,20 +15,18 @@ from align.probe import check_probe
 from align.probe import identity as identity_of_probe
 from conf.entry import UserError
 from conf.passthrough import did_you_mean
-from conf.schema import PPO, Align, Kind, LaunchKind, Model, Scorer, Stage, Suite, Term
+from conf.schema import PPO, Align, Kind, LaunchKind, Model, Stage, Suite, Term
 from evals.gguf import converted_folder
 from evals.models import check, identity
 from evals.provenance import versions
 from evals.results import UNQUANTIZED
 from evals.run import SCORER_CODE, Request, check_request
-from reward.classifier import check as check_classifier
 from reward.classifier import identity as identity_of_classifier
 from reward.data import check_training_split, prepare
-from reward.ensemble import is_remote
 from reward.gguf import is_gguf
 from reward.origin import origin
 from reward.records import Prompt
-from reward.rewards import MODEL, check_needs, check_reward
+from reward.rewards import check_models, check_needs, check_reward, model_paths
 from reward.store import content_key, fingerprint, is_complete, source_key
 from reward.versions import Version
 from reward.weights import is_local
@@ -398,6 +396,8 @@ def _check_objective(config: Align) -> None:
             f"experiment ({', '.join(suites) or 'it has none'})"
             + (f", or {ACCURACY}" if "rm" in config.stages else "")
         )
+    if wanted:
+        _check_tasks(config, "objective", [wanted.partition("/")[2]])
 
 
 def _check_margins(config: Align) -> None:
@@ -449,6 +449,11 @@ def _check_launch(config: Align) -> None:
         config.deepspeed or launch.nproc_per_node * launch.nnodes > 1
     ):
         raise UserError("deepspeed and several processes need launch=torchrun")
+    if not 0 <= launch.node_rank < launch.nnodes:
+        raise UserError(
+            f"launch.node_rank={launch.node_rank} must be below launch.nnodes={launch.nnodes}: "
+            "machines are numbered from 0"
+        )
     if launch.nnodes > 1 and not launch.rdzv_endpoint:
         raise UserError(
             "launch.nnodes > 1 needs launch.rdzv_endpoint=HOST:PORT of the machine with node_rank 0"
@@ -456,11 +461,22 @@ def _check_launch(config: Align) -> None:
 
 
 def _check_evaluation(job: Job) -> None:
-    """Evaluation while training needs rows."""
-    if str(job.args.get("eval_strategy", "no")) != "no" and job.eval_data is None:
+    """Evaluation while training needs rows, and the best of several checkpoints an evaluation."""
+    strategy = str(job.args.get("eval_strategy", "no"))
+    wanted = {
+        "eval_strategy": strategy if strategy != "no" else None,
+        "eval_on_start": job.args.get("eval_on_start"),
+    }
+    for name, value in wanted.items():
+        if value and job.eval_data is None:
+            raise UserError(
+                f"{job.stage}.args.{name}={value} needs held-out rows: "
+                f"+data@{job.stage}.eval_data=file {job.stage}.eval_data.source=FILE"
+            )
+    if job.args.get("load_best_model_at_end") and strategy == "no":
         raise UserError(
-            f"{job.stage}.args.eval_strategy={job.args['eval_strategy']} needs held-out rows: "
-            f"+data@{job.stage}.eval_data=file {job.stage}.eval_data.source=FILE"
+            f"{job.stage}.args.load_best_model_at_end=true needs evaluations to choose by: set "
+            f"{job.stage}.args.eval_strategy=epoch, or steps"
         )
 
 
@@ -486,18 +502,12 @@ def _check_ppo_settings(stage: PPO) -> None:
     """What can be known of PPO without its data: settings that mean something, a reward, models that are there."""
     limits.check(limits.settings_of(stage.args))
     check_reward(stage.reward, "ppo.reward")
-    models = {"ppo.value": stage.value}
-    for name, term in stage.reward.terms.items():
-        if term.kind == MODEL:
-            models[f"ppo.reward.terms.{name}.args.path"] = term.args["path"]
-    for where, paths in models.items():
-        for path in paths if isinstance(paths, list) else [paths]:
-            if path is None or path.startswith(_STAGE) or is_remote(path):
-                continue
-            try:
-                check_classifier(path, Scorer.dtype.value)
-            except UserError as error:
-                raise UserError(f"{where}: {error}") from error
+    for where, named in [
+        ("ppo.value", stage.value),
+        *model_paths(stage.reward, "ppo.reward").items(),
+    ]:
+        paths = named if isinstance(named, list) else [named]
+        check_models({where: [path for path in paths if path and not _is_stage(path)]})
 
 
 def _check_disk(config: Align, plan: Plan) -> None:

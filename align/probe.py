@@ -11,7 +11,7 @@ from reward import sources
 from reward.looks import FEWEST, LOOKS, Finding, Look, judge, read
 from reward.origin import origin
 from reward.prompts import Asked, key_of, prompt_of, read_prompts
-from reward.rewards import check_needs, check_reward
+from reward.rewards import check_models, check_needs, check_reward, model_paths
 from reward.store import canonical, source_key
 from reward.versions import Version
 
@@ -93,8 +93,9 @@ def _check_apart(asked: list[Asked], rows: Version, stage: str) -> None:
 
 
 def _check_rewards(probe: Probe) -> None:
-    check_reward(probe.proxy, "probe.proxy")
-    check_reward(probe.gold, "probe.gold")
+    for where, reward in (("probe.proxy", probe.proxy), ("probe.gold", probe.gold)):
+        check_reward(reward, where)
+        check_models(model_paths(reward, where))
 
 
 def identity(probe: Probe, cache: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -77,7 +78,8 @@ def run(config: Align, overrides: list[str]) -> float | None:
     experiment.record(stages, results, rewards, started)
     runs = Path(config.paths.root) / "runs" / config.name
     page = build_report(runs, Path(config.paths.root) / "report" / config.name)
-    experiment.tracker.leaderboard(leaderboard_rows(runs))
+    if experiment.has_worked:
+        experiment.tracker.leaderboard(leaderboard_rows(runs))
     if summary := _summary(results, config, plan.final):
         print(summary)
     for job in plan.jobs:
@@ -145,7 +147,8 @@ class _Run:
             del record["probe"]
         record["launch"] = {"processes": config.launch.nnodes * config.launch.nproc_per_node}
         self.key = content_key(record)
-        self.label = ", ".join(o.lstrip("+") for o in overrides if not _NOT_AN_ARM.match(o))
+        arm = ", ".join(o.lstrip("+") for o in overrides if not _NOT_AN_ARM.match(o))
+        self.label = str(redact(arm))
         self.arm = _arm(record)
         self.folder = (
             self.root
@@ -331,6 +334,7 @@ class _Run:
                 [job.key for job in self.plan.jobs],
                 [result.folder.name for result in results.values()],
                 [self.audits[job.stage].name for job in self.plan.jobs],
+                self.config.title,
             ]
         )
         if not self.has_worked and self._recorded() == made_of:
@@ -383,7 +387,7 @@ class _Run:
 
 
 class _Tail:
-    """The rows that were appended to a JSONL file since the last look."""
+    """The rows that were appended to a JSONL file since the last look; all of them where it was begun anew."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._offset = path, 0
@@ -391,8 +395,11 @@ class _Tail:
     def new(self) -> list[dict[str, Any]]:
         """Complete new rows."""
         if not self._path.is_file():
+            self._offset = 0
             return []
         with self._path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < self._offset:
+                self._offset = 0
             file.seek(self._offset)
             block = file.read()
         end = block.rfind(b"\n") + 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import re
 import types
 import typing
@@ -44,21 +45,52 @@ def _is_override(argument: str) -> bool:
 
 
 def _gathered(overrides: list[str]) -> list[str]:
-    """The overrides, those of one named set as one: `++suite.prompts={mine:{source:FILE,limit:9}}`."""
+    """The overrides, those of one named set as one: `++suite.prompts={mine:{source:FILE,limit:9}}`.
+
+    Several values of a key become several such sets, which Hydra takes for a sweep.
+    """
     kept: list[str] = []
-    named: dict[tuple[str, str], dict[str, Any]] = {}
+    named: dict[tuple[str, str], dict[str, list[str]]] = {}
     for override in overrides:
         if found := _NAMED.match(override):
             place, name, key, value = found.groups()
-            *parents, leaf = key.split(".")
-            node = named.setdefault((place, name), {})
-            for parent in parents:
-                inner = node.get(parent)
-                node[parent] = node = inner if isinstance(inner, dict) else {}
-            node[leaf] = value
+            named.setdefault((place, name), {})[key] = _values(value)
         else:
             kept.append(override)
-    return kept + [f"++{place}={{{name}:{_braced(keys)}}}" for (place, name), keys in named.items()]
+    for (place, name), given in named.items():
+        sets = [
+            f"{{{name}:{_braced(_nested(dict(zip(given, values, strict=True))))}}}"
+            for values in itertools.product(*given.values())
+        ]
+        kept.append(f"++{place}={','.join(sets)}")
+    return kept
+
+
+def _values(text: str) -> list[str]:
+    """The values of a discrete sweep, each as it was typed; anything else as it is."""
+    if "," not in text and "(" not in text:
+        return [text]
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(f"key={text}")
+    except HydraException:  # it is said where the whole command line is read
+        return [text]
+    return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [text]
+
+
+def _nested(values: dict[str, str]) -> dict[str, Any]:
+    """Values by their dotted keys, as dictionaries in one another."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            inner = node.get(parent)
+            node[parent] = node = inner if isinstance(inner, dict) else {}
+        node[leaf] = value
+    return tree
 
 
 def _braced(value: Any) -> str:

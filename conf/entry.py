@@ -18,12 +18,20 @@ from typing import Any
 
 from conf.arguments import arranged, key_paths, problem
 from conf.choices import CONF_DIR, groups, listing, names_in
-from conf.passthrough import DELEGATES, did_you_mean, problems
+from conf.passthrough import DELEGATES, PEFT_METHODS, did_you_mean, problems
 from conf.schema import Stage
 
 
 class UserError(Exception):
     """Something that the user can put right. Shown as one message, without a traceback."""
+
+
+class _Told(SystemExit):
+    """The end of a program, or of one arm of a sweep, after a message."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
 
 
 def entry(
@@ -61,10 +69,23 @@ def _composed(name: str, schema: type[Any], run: Callable[[Any, list[str]], floa
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    failed: set[str] = set()
 
     def task(composed: Any) -> float | None:
-        with plainly(schema):  # here too, or Hydra puts a line of its own before the message
-            return run(typed(composed, schema), list(HydraConfig.get().overrides.task))
+        settings = HydraConfig.get()
+        try:
+            with plainly(schema):  # here too, or Hydra puts a line of its own before the message
+                return run(typed(composed, schema), list(settings.overrides.task))
+        except _Told as end:
+            # The next arm may fare better, unless it is told the same.
+            if settings.mode is not RunMode.MULTIRUN or end.message in failed:
+                raise
+            failed.add(end.message)
+            raise UserError(
+                "the sweep has arms that failed, as said above; the others are done"
+            ) from end
 
     # Lets the exception reach `plainly` instead of Hydra's own printer.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -96,7 +117,7 @@ def plainly(schema: type[Any] | None = None) -> Iterator[None]:
 
 def _exit(message: str) -> typing.NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    raise _Told(message)
 
 
 def _helped(name: str) -> str:
@@ -143,7 +164,7 @@ def typed(composed: Any, schema: type[Any]) -> Any:
         config = OmegaConf.to_object(composed)
     except InterpolationResolutionError as error:
         raise UserError(_first_line(error)) from error
-    found = list(dict.fromkeys(_delegate_problems(config)))  # stages share peft.args: say it once
+    found = list(dict.fromkeys(_delegate_problems(config)))
     if found:
         raise UserError("\n       ".join(found))
     return config
@@ -237,10 +258,21 @@ def _delegate_problems(config: Any) -> Iterator[str]:
             continue
         part = getattr(config, stage)
         yield from problems(stage, part.args, f"{stage}.args")
-        if part.peft.method in DELEGATES:
-            yield from problems(part.peft.method, part.peft.args, "peft.args")
-        elif part.peft.method != "none":
-            yield f"peft.method: there is no method {part.peft.method!r}. There are: none, lora"
+        if not (is_own := part.peft.method != config.peft.method):
+            yield from _peft_problems(config.peft.method, config.peft.args, "peft")
+        shared = {} if is_own else config.peft.args
+        own = {k: v for k, v in part.peft.args.items() if k not in shared or shared[k] != v}
+        if is_own or own:
+            yield from _peft_problems(part.peft.method, own, f"{stage}.peft")
+
+
+def _peft_problems(method: str, args: dict[str, Any], where: str) -> Iterator[str]:
+    if method in PEFT_METHODS:
+        yield from problems(method, args, f"{where}.args")
+    elif method != "none":
+        yield f"{where}.method: there is no method {method!r}. There are: none, {', '.join(PEFT_METHODS)}"
+    elif args:
+        yield f"{where}.args has no meaning without a method: choose one with peft=NAME, or all weights with peft=none"
 
 
 def _config_message(error: BaseException, schema: type[Any] | None) -> str | None:

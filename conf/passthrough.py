@@ -28,6 +28,8 @@ DELEGATES: dict[str, list[tuple[str, str]]] = {
     ],
 }
 
+PEFT_METHODS = ["lora"]  # which of them are PEFT's
+
 # What the harness sets itself; a value from the user would be overwritten or break the artifact.
 OWNED: dict[str, str] = {
     "output_dir": "the artifact cache decides where a stage writes; set paths.root",
@@ -38,6 +40,7 @@ OWNED: dict[str, str] = {
     "chat_template_path": "set model.chat_template, which every stage and evaluation then uses",
     "resume_from_checkpoint": "a stage that was killed goes on by itself from its last checkpoint",
     "push_to_hub": "publish the artifact folder with `hf upload`",
+    "hub_token": "nothing is pushed; hubs are read with HF_TOKEN from the environment",
     "task_type": "the stage decides it",
     "inference_mode": "the stage decides it",
     "base_model_name_or_path": "the stage decides it",

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import MISSING, SI
 
 # An interpolation is a string until OmegaConf resolves it.
-_THE_EXPERIMENTS_PEFT: Any = SI("${peft}")
+_THE_EXPERIMENTS_METHOD: Any = SI("${peft.method}")
 
 
 class Dtype(Enum):
@@ -150,14 +150,14 @@ class Data(Source):
 class Peft:
     """Parameter-efficient fine-tuning; `method: none` trains every weight."""
 
-    method: str = "none"  # a name in align.stages.common.PEFT_CONFIGS, or none
+    method: str = "none"  # a name in conf.passthrough.PEFT_METHODS, or none
     # arguments of PEFT's own config class, by its names
     args: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Launch:
-    """Processes of a training stage; the fields are torchrun's own."""
+    """Processes of a training stage; most fields are torchrun's own."""
 
     kind: LaunchKind = LaunchKind.inline
     nproc_per_node: int = 1  # processes (one a GPU) on each machine
@@ -176,7 +176,8 @@ class Stage:
     data: Data = field(default_factory=Data)
     eval_data: Data | None = None  # held-out rows for the trainer's own evaluation loss
     args: dict[str, Any] = field(default_factory=dict)
-    peft: Peft = _THE_EXPERIMENTS_PEFT
+    # where the method is the experiment's, `args` come on top of the experiment's
+    peft: Peft = field(default_factory=lambda: Peft(method=_THE_EXPERIMENTS_METHOD))
     # `base`, or an earlier stage; default: the newest policy before this stage
     start: str | None = None
 
@@ -360,6 +361,12 @@ class Align:
     offline: bool = (
         False  # no connection leaves this machine; `python -m evals.prefetch` comes first
     )
+
+    def __post_init__(self) -> None:
+        """Complete the stages' own arguments of PEFT."""
+        for stage in (self.sft, self.rm, self.dpo, self.ppo):
+            if stage.peft.method == self.peft.method:
+                stage.peft.args = {**self.peft.args, **stage.peft.args}
 
 
 @dataclass

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from conf.schema import Track
 from evals.results import EvalResult
@@ -15,9 +16,12 @@ _SECRET_KEY = re.compile(
     r"(api[_-]?key|secret|password|credential|(^|[_-])(access|auth|api|hf|hub|wandb)[_-]?token$)",
     re.IGNORECASE,
 )
-_SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{16,}|[0-9a-f]{40})\b")
+# A commit has 40 hexadecimal digits, as a W&B key has.
+_SECRET_VALUE = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{16,}|(?<!revision=)(?<!commit=)(?<!snapshots/)[0-9a-f]{40})\b"
+)
 REDACTED = "(redacted)"
-_PUBLIC_KEYS = {"commit", "revision"}  # 40 hexadecimal digits, as a W&B key has
+_PUBLIC_KEYS = {"commit", "revision"}
 
 
 def redact(value: Any, key: str = "") -> Any:
@@ -27,16 +31,18 @@ def redact(value: Any, key: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [redact(item, key) for item in value]
     if isinstance(value, str) and value and key not in _PUBLIC_KEYS:
-        if _SECRET_KEY.search(key) or value in _environment_secrets():
+        if _SECRET_KEY.search(key):
             return REDACTED
+        for secret in _environment_secrets():
+            value = value.replace(secret, REDACTED)
         return _SECRET_VALUE.sub(REDACTED, value)
     return value
 
 
-def _environment_secrets() -> set[str]:
-    return {
-        value for name, value in os.environ.items() if _SECRET_KEY.search(name) and len(value) >= 8
-    }
+def _environment_secrets() -> list[str]:
+    """The longest first: one may be part of another."""
+    named = (value for name, value in os.environ.items() if _SECRET_KEY.search(name))
+    return sorted((value for value in named if len(value) >= 8), key=len, reverse=True)
 
 
 class Tracker:
@@ -61,8 +67,10 @@ class Tracker:
         live = Live(None if self._is_off else self._start(name, job_type), self._give_up)
         try:
             yield live
-        finally:
-            live.finish()
+        except BaseException:
+            live.finish(exit_code=1)
+            raise
+        live.finish()
 
     def evaluation(self, name: str, result: EvalResult) -> None:
         """An evaluation's scores with their errors."""
@@ -138,9 +146,9 @@ class Live:
 
         self._safely(put)
 
-    def finish(self) -> None:
-        """Close the run."""
-        self._safely(lambda run: run.finish())
+    def finish(self, exit_code: int = 0) -> None:
+        """Close the run, as failed where the code is not 0."""
+        self._safely(lambda run: run.finish(exit_code=exit_code))
 
     def _safely(self, act: Callable[[Any], Any]) -> None:
         if self._run is None:
@@ -155,10 +163,14 @@ class Live:
 def _has_login() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
+    host = (
+        urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+        or "api.wandb.ai"
+    )
     with contextlib.suppress(OSError):
         netrc = os.path.expanduser(os.environ.get("NETRC", "~/.netrc"))
         with open(netrc, encoding="utf-8") as file:
-            return "api.wandb.ai" in file.read()
+            return host in file.read()
     return False
 
 

@@ -105,6 +105,36 @@ def check_reward(reward: Reward, where: str) -> None:
             verify.check_options(term.kind, term.args, f"{place}.args")
 
 
+def model_paths(reward: Reward, where: str) -> dict[str, Any]:
+    """The reward models of a reward, one or a list each, by their place in the configuration."""
+    return {
+        f"{where}.terms.{name}.args.path": term.args["path"]
+        for name, term in reward.terms.items()
+        if term.kind == MODEL
+    }
+
+
+def check_models(paths: Mapping[str, Any]) -> None:
+    """Check that reward models can be loaded; a server is asked when it is used.
+
+    Args:
+        paths: one or a list each, by the place in the configuration that named them.
+
+    Raises:
+        UserError: naming the place.
+    """
+    from reward import classifier, ensemble
+
+    for where, named in paths.items():
+        for path in named if isinstance(named, list) else [named]:
+            if ensemble.is_remote(path):
+                continue
+            try:
+                classifier.check(path, Scorer.dtype.value)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from error
+
+
 def check_needs(reward: Reward, prompts: Iterable[Prompt | Asked], where: str) -> None:
     """Refuse prompts of which none has what a verifier needs: it could say nothing of any answer.
 

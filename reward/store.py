@@ -93,8 +93,19 @@ def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> Path:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
+        settle(partial)
         os.replace(partial, folder)
     return folder
+
+
+def settle(folder: Path) -> None:
+    """Wait until all of a folder is on the disk: a power cut must not leave a name without its content."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def fingerprint(path: Path, cache: Path | None = None) -> str:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from align.artifact import METRICS, SAMPLES, Job
+from conf.passthrough import default_of
 from reward.looks import LOOKS
+from reward.store import settle
 
 _LOGS = (
     "logs"  # a folder in a checkpoint that is made last: without it, the checkpoint is not complete
@@ -34,10 +36,20 @@ def arguments(job: Job) -> dict[str, Any]:
     """The user's arguments, with what a trainer is told of checkpoints."""
     return {
         "save_strategy": "no",  # the clock says when
+        **(_with_evaluations(job) if job.args.get("load_best_model_at_end") else {}),
         **job.args,
         "output_dir": str(folder_of(job)),
         # The Trainer removes the oldest before the newest is complete.
         "save_total_limit": max(_KEPT, job.args.get("save_total_limit") or _KEPT),
+    }
+
+
+def _with_evaluations(job: Job) -> dict[str, Any]:
+    """A checkpoint at every evaluation: the best one must be there to be loaded."""
+    steps = job.args.get("eval_steps") or job.args.get("logging_steps")
+    return {
+        "save_strategy": job.args.get("eval_strategy", "no"),
+        "save_steps": steps or default_of(job.stage, "logging_steps"),
     }
 
 
@@ -55,6 +67,8 @@ def resume(job: Job) -> Path | None:
         for place in folder_of(job).glob("*"):
             if place.is_dir() and not (place / _LOGS).is_dir():
                 shutil.rmtree(place, ignore_errors=True)
+        for name in (METRICS, LOOKS, SAMPLES):  # of processes that torchrun restarted
+            (job.out / name).unlink(missing_ok=True)
         if found is None:
             shutil.rmtree(folder_of(job), ignore_errors=True)
         else:
@@ -111,4 +125,5 @@ def _complete(job: Job, checkpoint: Path) -> None:
         if (job.out / name).is_file():
             shutil.copyfile(job.out / name, partial / name)
     shutil.rmtree(checkpoint / _LOGS, ignore_errors=True)  # of a step that is saved twice
+    settle(checkpoint)
     os.replace(partial, checkpoint / _LOGS)

@@ -13,6 +13,7 @@ from typing import Any
 from align.artifact import METRICS, Job, Manifest
 from align.stages import checkpoints
 from conf.entry import UserError
+from conf.passthrough import DELEGATES
 from conf.schema import Dtype
 from evals.models import load_tokenizer, local_path, merge_adapter
 from evals.provenance import provenance
@@ -21,9 +22,6 @@ from reward.versions import Version, to_trl
 
 ADAPTER = "adapter"
 HEAD = "score"  # transformers' name of the scalar head on a causal model
-
-# `peft.method` → the config class in peft.
-PEFT_CONFIGS = {"lora": "LoraConfig"}
 
 
 def run_stage(
@@ -184,11 +182,10 @@ def arguments(job: Job, task_type: str, is_ordered: bool = False) -> dict[str, A
 
 def _frozen_dtype(args: dict[str, Any], task_type: str) -> str:
     """The number format of weights that an adapter leaves as they are; the adapter itself is float32 by PEFT."""
-    if task_type != "SEQ_CLS":
-        return "bfloat16"
-    # A reward model that goes on from another must start with its scores, so what is stored is not rounded. Without
-    # autocast, the head needs its input in its own format.
-    return "float32" if args.get("bf16") is False and not args.get("fp16") else "auto"
+    if args.get("bf16") is False and not args.get("fp16"):
+        return "float32"  # no autocast: what is added to the weights is float32
+    # A reward model that goes on from another must start with its scores, so what is stored is not rounded.
+    return "auto" if task_type == "SEQ_CLS" else "bfloat16"
 
 
 def _widen_trained(trainer: Any) -> None:
@@ -215,7 +212,8 @@ def peft_config(job: Job, task_type: str) -> Any:
     options = dict(job.peft.args)
     if task_type == "SEQ_CLS":  # the head must be trained and saved whole
         options["modules_to_save"] = sorted({*(options.get("modules_to_save") or []), HEAD})
-    return getattr(peft, PEFT_CONFIGS[job.peft.method])(task_type=task_type, **options)
+    config_class = getattr(peft, DELEGATES[job.peft.method][0][1])
+    return config_class(task_type=task_type, **options)
 
 
 def ledger(path: Path) -> Any:
@@ -266,10 +264,26 @@ def save(trainer: Any, job: Job, task_type: str) -> None:
             if is_classifier:  # rounding to bfloat16 would move the scores: docs/reward_models.md
                 merging = replace(merging, dtype=Dtype.float32)
             merge_adapter(merging, job.out, job.cache, is_classifier)
+            if job.args.get("eos_token"):
+                _keep_eos(trainer, job.out)
         shutil.rmtree(job.out / "trainer", ignore_errors=True)
         for leftover in job.out.rglob("training_args.bin"):  # a pickle that nothing reads
             leftover.unlink()
     trainer.accelerator.wait_for_everyone()
+
+
+def _keep_eos(trainer: Any, folder: Path) -> None:
+    """Give a merged model the `eos_token` that TRL set in the trainer, not in the files that were merged."""
+    from transformers import AutoConfig, GenerationConfig
+
+    trainer.processing_class.save_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
+    config.get_text_config().eos_token_id = trainer.processing_class.eos_token_id
+    config.save_pretrained(folder)
+    if (folder / "generation_config.json").is_file():
+        generation = GenerationConfig.from_pretrained(folder)
+        generation.eos_token_id = trainer.model.generation_config.eos_token_id
+        generation.save_pretrained(folder)
 
 
 def _forget_zero3() -> None:

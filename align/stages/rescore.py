@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.entry import UserError, plainly
+from reward import network
 from reward.store import read_json, write_json
 
 RESCORE = "rescore.json"
@@ -175,6 +176,7 @@ def main() -> None:
 
     die_with_parent()
     with plainly():
+        network.inherit()
         folder = Path(sys.argv[1])
         write_json(folder / RESCORE, check(folder))
 

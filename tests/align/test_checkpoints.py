@@ -13,7 +13,7 @@ import pytest
 
 from align import launch
 from align.artifact import METRICS, SAMPLES, Job, Manifest
-from align.stages.checkpoints import latest
+from align.stages.checkpoints import arguments, latest, resume
 from conf.schema import Data, Launch, LaunchKind, Model, Peft, Probe, Reward, Source, Term
 from reward.data import prepare
 from reward.looks import LOOKS
@@ -118,3 +118,36 @@ def test_a_killed_stage_ends_in_the_same_bits(
     step = int(checkpoint.name.rpartition("-")[2])
     assert Manifest.load(killed.out).metrics["resumed_from_step"] == step
     assert "resumed_from_step" not in Manifest.load(unbroken.out).metrics
+
+
+def test_processes_that_are_restarted_begin_their_logs_anew(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    from align.run import _Tail
+
+    job = job_of("sft", tiny_model, tmp_path)
+    job.out.mkdir(parents=True)
+    log = job.out / METRICS
+    log.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(9)))
+    rows = _Tail(log)
+    assert len(rows.new()) == 9
+    assert resume(job) is None
+    assert not log.exists()
+    assert rows.new() == []
+    log.write_text(json.dumps({"step": 1, "note": "x" * 999}) + "\n")  # longer than what was read
+    assert [row["step"] for row in rows.new()] == [1]
+    assert rows.new() == []
+
+
+def test_the_best_checkpoint_is_saved_when_it_is_evaluated(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    job = job_of("dpo", tiny_model, tmp_path)
+    plain = arguments(job)
+    assert plain["save_strategy"] == "no"
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps"}
+    timed = arguments(replace(job, args=job.args | best | {"eval_steps": 30}))
+    assert (timed["save_strategy"], timed["save_steps"]) == ("steps", 30)
+    assert arguments(replace(job, args=job.args | best))["save_steps"] == 1  # as it logs
+    own = arguments(replace(job, args=job.args | best | {"save_strategy": "epoch"}))
+    assert own["save_strategy"] == "epoch"

@@ -235,6 +235,22 @@ def test_step_larger_than_the_data(config: Align) -> None:
     assert "one step takes 32 rows" in refusal(config)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda config: setattr(config.launch, "node_rank", 1), "node_rank=1 must be below launch.nnodes=1"),
+        (lambda config: setattr(config.evaluation, "objective", "json/jsn/exact"), "'jsn/exact' names no task"),
+        (set_arg("dpo", "eval_on_start", True), "dpo.args.eval_on_start=True needs held-out rows"),
+        (set_arg("dpo", "load_best_model_at_end", True), "needs evaluations to choose by"),
+    ],
+)  # fmt: skip
+def test_what_would_fail_only_later(
+    config: Align, change: Callable[[Align], None], said: str
+) -> None:
+    change(config)
+    assert said in refusal(config)
+
+
 def test_deepspeed_needs_a_launcher(config: Align) -> None:
     config.deepspeed = {"zero_optimization": {"stage": 2}}
     assert "launch=torchrun" in refusal(config)

@@ -192,6 +192,7 @@ def test_only_a_probed_stage_has_another_key(config: Align) -> None:
 def test_the_weights_of_every_member_are_in_the_key(config: Align, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
         (tmp_path / name / "model.safetensors").write_text(name)
     members = [str(tmp_path / name) for name in ("one", "two")]
     gold = Reward({"m": Term("model", 1.0, {"path": members})})
@@ -230,6 +231,10 @@ def train_on_the_probe(config: Align) -> None:
         (set_probe("gold", Reward()), "probe.gold.terms is empty"),
         (set_probe("proxy", Reward({"x": Term("exakt")})), "Did you mean 'exact'?"),
         (set_probe("proxy", PROBE.gold), "name another measure"),
+        (
+            set_probe("proxy", Reward({"x": Term("model", 1.0, {"path": "stage:rm"})})),
+            "probe.proxy.terms.x.args.path: there is no reward model 'stage:rm'",
+        ),
         (set_probe("prompts", Source(source="demo:held_out", limit=5)), "has 5 distinct prompts"),
         (set_probe("prompts", Source(source="./absent.jsonl")), "probe.prompts.source="),
         (lambda config: setattr(config, "deepspeed", {}) or setattr(config, "deepspeed", {"x": 1}), "launch="),

@@ -125,6 +125,47 @@ def test_batch_1_times_8_equals_8_times_1(tiny_model: Path, tmp_path: Path, stag
         torch.testing.assert_close(value, right[name], rtol=1e-4, atol=1e-3 * moved)
 
 
+def test_an_answers_last_token_is_kept_with_an_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    before = AutoTokenizer.from_pretrained(tiny_model)
+    other = before.convert_ids_to_tokens(5)
+    assert other != before.eos_token
+    folders = [
+        train("sft", tiny_model, tmp_path / kind / "sft", peft, max_steps=1, eos_token=other)
+        for kind, peft in (("full", Peft()), ("lora", LORA))
+    ]
+    for folder in folders:
+        assert AutoTokenizer.from_pretrained(folder).eos_token == other
+        assert AutoConfig.from_pretrained(folder).eos_token_id == 5
+    full, lora = (GenerationConfig.from_pretrained(folder).eos_token_id for folder in folders)
+    assert full == lora
+    assert 5 in lora
+
+
+def test_without_autocast_an_adapter_is_on_float32(tiny_model: Path, tmp_path: Path) -> None:
+    from align.stages.common import arguments
+
+    def frozen(**args: Any) -> str:
+        model = Model(path=str(tiny_model))
+        folders: dict[str, Any] = {"data": tmp_path, "out": tmp_path, "cache": tmp_path}
+        job = Job(
+            "sft",
+            "key",
+            model,
+            eval_data=None,
+            args=args,
+            peft=LORA,
+            deepspeed=None,
+            parents={},
+            **folders,
+        )
+        return str(arguments(job, "CAUSAL_LM")["model_init_kwargs"]["dtype"])
+
+    assert frozen() == frozen(bf16=False, fp16=True) == "bfloat16"
+    assert frozen(bf16=False) == "float32"
+
+
 def test_lora_result_is_the_merged_model_and_the_adapter(tiny_model: Path, tmp_path: Path) -> None:
     import torch
     from peft import PeftModel

@@ -144,6 +144,19 @@ def test_seed_reaches_stages_and_can_be_fixed() -> None:
     assert config.sft.args["seed"] == 0
 
 
+def test_a_stages_own_adapter_is_no_other_stages() -> None:
+    config = compose(
+        "align", "+experiment=demo", *arranged(["dpo.peft.args.r=3", "rm.peft.method=none"])
+    )
+    shared = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+    assert config.peft.args == config.sft.peft.args == shared
+    assert config.dpo.peft.args == shared | {"r": 3}
+    assert (config.rm.peft.method, config.rm.peft.args) == ("none", {})
+    config = compose("align", "+experiment=sft_smollm2", "sft.data.source=x", "+peft@sft.peft=lora")
+    assert (config.sft.peft.method, config.sft.peft.args) == ("lora", shared)
+    assert (config.peft.method, config.peft.args) == ("none", {})
+
+
 def test_margins_and_clusters_are_set_by_name_without_a_plus() -> None:
     config = compose("align", "+experiment=demo", *arranged(["evaluation.margins.acc=0.1"]))
     assert config.evaluation.margins["acc"] == 0.1
@@ -185,6 +198,18 @@ def test_target_is_refused_anywhere() -> None:
             ["+experiment=demo", "peft.args.rr=8"],
             "LoraConfig has no argument 'rr'. Did you mean 'r'?",
         ),
+        (
+            ["+experiment=demo", "peft.method=dora"],
+            "there is no method 'dora'. There are: none, lora",
+        ),
+        (
+            ["+experiment=demo", "dpo.peft.args.rr=8"],
+            "dpo.peft.args.rr: LoraConfig has no argument",
+        ),
+        (
+            ["+experiment=sft_smollm2", "sft.data.source=x", "peft.args.r=8"],
+            "peft.args has no meaning",
+        ),
         (["+experiment=demo", "dpo.args.output_dir=x"], "set paths.root"),
         (["+experiment=demo", "-m", "seed=1,x"], "seed: Value 'x'"),
         (["+experiment=demo", "seed=["], "error: "),
@@ -202,6 +227,26 @@ def test_config_error_is_one_message(overrides: list[str], message: str) -> None
     assert message in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert done.stderr.startswith("error: ")
+
+
+def test_an_arm_that_fails_does_not_end_the_sweep(tiny_model: Path, tmp_path: Path) -> None:
+    models = f"model.path=./none,{tiny_model},./neither"
+    planned = ["stages=[sft]", "sft.data.limit=16", "plan_only=true", f"paths.root={tmp_path}"]
+    done = run("align", "+experiment=demo", *planned, "-m", models)
+    assert done.returncode == 2
+    assert done.stdout.count("from base, 16 rows") == 1
+    assert done.stderr.count("error: model.path: there is no folder") == 2
+    assert done.stderr.endswith(
+        "error: the sweep has arms that failed, as said above; the others are done\n"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_sweep_ends_where_two_arms_are_told_the_same() -> None:
+    done = run(
+        "align", "+experiment=demo", "plan_only=true", "dpo.args.betta=1", "-m", "seed=1,2,3"
+    )
+    assert done.stderr.count("has no argument 'betta'") == 2
 
 
 @pytest.mark.parametrize(

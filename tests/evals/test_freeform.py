@@ -271,6 +271,13 @@ def test_metrics_need_generated_answers(
         ),
         (["evaluation.suites.s.texts.t.source=f=1"], ["++evaluation.suites.s.texts={t:{source:f=1}}"]),
         (["model.path=prompts.a.b"], ["model.path=prompts.a.b"]),
+        (
+            [f"ppo.reward.terms.t.{one}" for one in ("weight=0.1,0.5", "args.path=x", "args.k=range(1,3)")],
+            ["++ppo.reward.terms=" + ",".join(
+                f"{{t:{{weight:{w},args:{{path:x,k:{k}}}}}}}" for w in ("0.1", "0.5") for k in (1, 2)
+            )],
+        ),
+        (["suite.prompts.a.source=(x"], ["++suite.prompts={a:{source:(x}}"]),
     ],
 )  # fmt: skip
 def test_keys_of_a_named_set_are_gathered(given: list[str], gathered: list[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from conf.schema import Track
-from evals.track import REDACTED, Tracker, redact
+from evals.track import REDACTED, Tracker, _has_login, redact
 
 
 def test_secrets_are_redacted_by_name_by_look_and_by_environment(
@@ -71,3 +71,40 @@ def test_what_the_caller_raises_passes_through(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with pytest.raises(KeyError), Tracker(Track(), "group", tmp_path).run("sft", "train"):
         raise KeyError("mine")
+
+
+def test_a_commit_is_no_secret_and_a_secret_inside_a_command_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "canary-canary")
+    commit = "0123456789abcdef" * 2 + "01234567"
+    for public in (f"x model.revision={commit}", f"/hub/snapshots/{commit}/config.json"):
+        assert redact(public) == public
+    assert redact(f"key={commit} token=canary-canary;") == f"key={REDACTED} token={REDACTED};"
+
+
+def test_a_stage_that_failed_is_not_finished_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+    run = types.SimpleNamespace(finish=lambda exit_code: codes.append(exit_code), summary={})
+    module = types.SimpleNamespace(Settings=lambda **_: None, init=lambda **_: run)
+    monkeypatch.setitem(sys.modules, "wandb", module)  # type: ignore[arg-type]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker = Tracker(Track(), "group", tmp_path)
+    with tracker.run("sft", "train"):
+        pass
+    with pytest.raises(KeyboardInterrupt), tracker.run("sft", "train"):
+        raise KeyboardInterrupt
+    assert codes == [0, 1]
+
+
+def test_a_login_at_a_server_of_ones_own_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine wandb.example login user password x\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert not _has_login()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example:8080")
+    assert _has_login()

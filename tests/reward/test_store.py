@@ -56,6 +56,27 @@ def test_what_a_killed_builder_left_is_replaced(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.json"]
 
 
+def test_all_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled: set[str] = set()
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        settled.add(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+        assert not (tmp_path / "made").exists()
+        fsync(handle)
+
+    def build(partial: Path) -> dict[str, str]:
+        (partial / "below").mkdir()
+        (partial / "below" / "weights").write_text("x")
+        return {}
+
+    monkeypatch.setattr(os, "fsync", noted)
+    build_once(tmp_path / "made", build)
+    assert {"weights", "below", "manifest.json", ".made.partial"} <= settled
+
+
 def test_keys_ignore_the_order_of_names_only() -> None:
     assert content_key({"a": 1, "b": [1, 2]}) == content_key({"b": [1, 2], "a": 1})
     assert content_key([1, 2]) != content_key([2, 1])
