@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # What the tests may ask of an object of the answer. No `==` with the tests' own values, no `in`, no arithmetic:
 # these would hand it the expected value, and believe what it says.
 _ASKED: dict[str, Callable[..., Any]] = {
-    "call": lambda function, *args, **kwargs: function(*args, **kwargs),
+    "call": lambda function, /, *args, **kwargs: function(*args, **kwargs),
     "get": getattr,
     "set": setattr,
     "getitem": operator.getitem,
@@ -70,7 +70,7 @@ class Peer:
         self._read = os.fdopen(fd, "rb")
         self._write = os.fdopen(os.dup(fd), "wb")
 
-    def ask(self, operation: str, *args: Any, **kwargs: Any) -> Any:
+    def ask(self, operation: str, /, *args: Any, **kwargs: Any) -> Any:
         """Have the other side do something; lists, dicts and sets that it changed are changed here too.
 
         Raises:
@@ -88,11 +88,13 @@ class Peer:
         )
         while "ask" in (message := self._receive()):
             self._serve(message)
+        own: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         for place, value in message.get("changed", []):
-            if 0 < place < len(args):
-                _replace(args[place], self.decode(value))
+            if place in own:
+                _replace(own[place], self.decode(value))
         if "error" in message:
-            error = _exception(message["error"])
+            names, text, given = message["error"]
+            error = _exception(names, text, self.decode(given))
             if operation != "next" and isinstance(error, StopIteration | StopAsyncIteration):
                 error = RuntimeError(str(error))  # it would end a loop of the tests without a word
             raise error
@@ -192,20 +194,29 @@ class Peer:
             args = self.decode(message["args"])
             kwargs = {name: self.decode(value) for name, value in message["kwargs"].items()}
             value = self.encode(self.serves[message["ask"]](*args, **kwargs))
-            self._send({"value": value, "changed": self._changed(message["args"], args)})
+            sent = {**dict(enumerate(message["args"])), **message["kwargs"]}
+            changed = self._changed(sent, {**dict(enumerate(args)), **kwargs})
+            self._send({"value": value, "changed": changed})
         except (Gone, Unsendable):
             raise
         except BaseException as error:  # the answer's code may raise anything
             names = [kind.__name__ for kind in type(error).__mro__]
-            self._send({"error": [names, _text(error)]})
+            self._send({"error": [names, _text(error), self._given(error)]})
 
-    def _changed(self, sent: list[Json], args: list[Any]) -> list[tuple[int, Json]]:
+    def _changed(self, sent: dict[Any, Json], args: dict[Any, Any]) -> list[tuple[Any, Json]]:
         now = [
             (place, self.encode(arg))
-            for place, arg in enumerate(args)
-            if place and type(arg) in (list, dict, set, bytearray)
+            for place, arg in args.items()
+            if place != 0 and type(arg) in (list, dict, set, bytearray)
         ]
         return [(place, value) for place, value in now if value != sent[place]]
+
+    def _given(self, error: BaseException) -> Json:
+        """The arguments of an exception where they are data; None where they are not."""
+        try:
+            return self.encode(error.args) if _is_plain(error.args) else None
+        except BaseException:  # the answer's classes may do anything
+            return None
 
     def _send(self, message: Json) -> None:
         try:
@@ -233,7 +244,7 @@ class Remote:
         object.__setattr__(self, "_peer", peer)
         object.__setattr__(self, "_number", number)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return _ask("call", self, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -289,7 +300,7 @@ class Remote:
         return _ask(operation, self, other) if isinstance(other, Remote) else otherwise
 
 
-def _ask(operation: str, remote: Remote, *args: Any, **kwargs: Any) -> Any:
+def _ask(operation: str, remote: Remote, /, *args: Any, **kwargs: Any) -> Any:
     return object.__getattribute__(remote, "_peer").ask(operation, remote, *args, **kwargs)
 
 
@@ -332,6 +343,15 @@ def _replace(value: Any, new: Any) -> None:
         value.update(new)
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a value is data through and through."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, [*value, *value.values()]))
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | complex | str | bytes)
+
+
 def _text(error: BaseException) -> str:
     try:
         return str(error)[:1000]
@@ -339,16 +359,19 @@ def _text(error: BaseException) -> str:
         return ""
 
 
-def _exception(error: Json) -> Exception:
+def _exception(names: list[str], text: str, args: Any) -> Exception:
     """The nearest built-in Exception; what only ends a process, such as SystemExit, is a RuntimeError here."""
-    names, text = error
     for name in names:
         kind = getattr(builtins, name, None)
-        if isinstance(kind, type) and issubclass(kind, Exception):
+        if not (isinstance(kind, type) and issubclass(kind, Exception)):
+            continue
+        for given in (args, (text,)):
             try:
-                return kind(text)
-            except TypeError:  # such as UnicodeDecodeError, which takes five arguments
+                found = kind(*given)
+            except Exception:  # such as UnicodeDecodeError, which takes five arguments
                 continue
+            if given is not args or _text(found) == text:  # else its class says it in another way
+                return found
     return RuntimeError(text)
 
 
