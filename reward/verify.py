@@ -16,8 +16,8 @@ class Verifier:
 
     `function` is "module:function" in reward.verifiers: (answers, *, options) → a score for each answer, NaN where
     nothing can be said. It checks its options first, and whether it can run here, so that a call without answers is a
-    check of both. `needs` names what an answer must come with, unless an option of that name is set: "references", a
-    column of its prompt's row, or several of which one will do, separated by `|`.
+    check of both, but for data that only some rows need. `needs` names what an answer must come with, unless an option
+    of that name is set: "references", a column of its prompt's row, or several of which one will do, separated by `|`.
     """
 
     function: str

@@ -1,7 +1,8 @@
 """Questions whose answer may take for ever, or all memory, asked of a process that can be killed.
 
 `10^{10^{10}}` can hold sympy in one call that no signal interrupts, and a pattern can backtrack for years. A process
-is started at the first question, kept for the next ones (its imports take seconds), and ended with this one.
+is started by the first question, or before it by `start`; it is kept for the next ones (its imports take seconds), and
+ended with this one.
 """
 
 import atexit
@@ -16,6 +17,8 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from conf.entry import UserError
 
 SECONDS = 10.0  # for one question, which normally takes some milliseconds
 _START_SECONDS = 120.0  # for the imports of the process
@@ -44,6 +47,15 @@ class Aside:
         self._owner = 0  # a forked child must not speak through its parent's pipes
         atexit.register(self.close)
 
+    def start(self) -> None:
+        """Start the process, unless it runs.
+
+        Raises:
+            UserError: when it cannot start.
+        """
+        with self._lock:
+            self._running()
+
     def ask(self, question: dict[str, Any], seconds: float | None = None) -> Any:
         """What `reply(**question)` returns, as JSON.
 
@@ -53,13 +65,13 @@ class Aside:
 
         Raises:
             Unanswered: when the process had to be killed, or the question makes no sense to it.
+            UserError: when the process cannot start.
         """
         limit = SECONDS if seconds is None else seconds
         with self._lock:
-            if self._process is None or self._owner != os.getpid():
-                self._process, self._owner = _started(self._module), os.getpid()
+            process = self._running()
             line = json.dumps([limit, question]).encode() + b"\n"
-            reply = _exchanged(self._process, line, limit)
+            reply = _exchanged(process, line, limit)
             if not reply:
                 self._kill()
         found: dict[str, Any] = json.loads(reply) if reply else {"stopped": True}
@@ -74,6 +86,14 @@ class Aside:
         """End the process; the next question starts another."""
         with self._lock:
             self._kill()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        """The process; a new one where there is none, or where it was killed while nobody asked."""
+        is_own = self._owner == os.getpid()
+        if self._process is None or not is_own or self._process.poll() is not None:
+            self._kill()
+            self._process, self._owner = _started(self._module), os.getpid()
+        return self._process
 
     def _kill(self) -> None:
         if self._process is not None and self._owner == os.getpid():
@@ -100,8 +120,9 @@ def _started(module: str) -> subprocess.Popen[bytes]:
     if not _exchanged(process, b"", _START_SECONDS):
         process.kill()
         process.communicate()
-        raise RuntimeError(
+        raise UserError(
             f"the process behind reward.verifiers.{module} does not start: is every requirement installed?"
+            f" python -m reward.verifiers.answering {module} says what is missing"
         )
     return process
 

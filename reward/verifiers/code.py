@@ -15,10 +15,11 @@ from reward.answers import Answer
 from reward.sandbox import Limits
 from reward.workers import cores
 
-_FENCE = re.compile(
-    r"^([ \t]*)```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL
+_FENCE = re.compile(  # possessive: a line that ends in the text's end would take its length squared
+    r"^([ \t]*)```[ \t]*+(\w*+)[^\n]*+\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL
 )
 _PYTHON = {"python", "python3", "py"}
+_LONGEST = 1e6  # seconds; poll() takes no more than twice as many
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ def code(
         processes: answers that are judged at a time; one for each core unless given.
 
     Raises:
-        UserError: when running code is not allowed, or cannot be contained.
+        UserError: when a limit makes no sense, or running code is not allowed, or cannot be contained.
     """
+    _check_limits(timeout, memory, processes)
     sandbox.check("the verifier code")
     limits = Limits(seconds=timeout, memory=memory)
 
@@ -73,6 +75,18 @@ def code(
         return list(pool.map(score, answers))
 
 
+def _check_limits(timeout: float, memory: int, processes: int | None) -> None:
+    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not (is_number and 0 < timeout < _LONGEST):
+        raise UserError(
+            f"code: timeout={timeout!r} must be a number of seconds, above 0 and below {_LONGEST:g}"
+        )
+    counts = {"memory": memory} | ({} if processes is None else {"processes": processes})
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"code: {name}={value!r} must be a whole number, 1 or more")
+
+
 def code_of(text: str) -> str:
     """The program in an answer."""
     blocks: list[tuple[str, str]] = [
@@ -91,22 +105,32 @@ def trial_of(facts: Mapping[str, Any]) -> Trial:
 
     `tests` or MBPP's `test_list` (a program, or a list of programs), HumanEval's `test` with `entry_point`, `inputs`
     and `outputs`, or these two in one `input_output` as in APPS and TACO, whose `fn_name` makes them calls.
+    A text where a list is expected is a list of one.
     """
     if found := facts.get("tests") or facts.get("test_list"):
-        setup = facts.get("test_setup_code") or "\n".join(facts.get("test_imports") or [])
-        return Trial([found] if isinstance(found, str) else [str(test) for test in found], setup)
+        setup = facts.get("test_setup_code") or "\n".join(
+            map(str, _listed(facts.get("test_imports")))
+        )
+        return Trial([str(test) for test in _listed(found)], setup)
     entry = facts.get("entry_point")
     if facts.get("test") and entry:
         return Trial([str(facts["test"])], _prelude(facts.get("prompt")), str(entry))
     both = facts.get("input_output") or facts
     try:
         both = json.loads(both) if isinstance(both, str) else both
-        pairs = list(zip(both.get("inputs") or [], both.get("outputs") or [], strict=True))
+        pairs = list(zip(_listed(both.get("inputs")), _listed(both.get("outputs")), strict=True))
     except (ValueError, AttributeError):
         return Trial()  # as TACO's rows without tests
     if name := both.get("fn_name"):
         return Trial([_call(str(name), given, wanted) for given, wanted in pairs])
     return Trial(pairs=[(_lines(given), _lines(wanted)) for given, wanted in pairs])
+
+
+def _listed(value: object) -> list[Any]:
+    """The items of a column; none where it is no list."""
+    if isinstance(value, str):
+        return [value] if value else []
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def _verdicts(source: str, trial: Trial, limits: Limits, is_partial: bool) -> list[bool | None]:

@@ -37,8 +37,9 @@ def ifeval(answers: Sequence[Answer], *, loose: bool = False, share: bool = Fals
         share: the share of the instructions that are followed, instead of all or nothing.
 
     Raises:
-        UserError: when NLTK's data, which some checks need, are not here.
+        UserError: when the checks cannot be run, or NLTK's data, which some need, are not here.
     """
+    _ASIDE.start()
     name = f"{'partial' if share else 'binary'}_{'loose' if loose else 'strict'}"
     return [_followed(answer, name) for answer in answers]
 

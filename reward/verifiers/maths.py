@@ -23,7 +23,11 @@ def equivalent(answers: Sequence[Answer]) -> list[float]:
 
     The last boxed or marked answer of a text counts, or its last number or formula; after `####` (GSM8K) what follows.
     An answer that cannot be read, or not be compared in time, is 0; NaN where no reference can be read.
+
+    Raises:
+        UserError: when math-verify cannot be run.
     """
+    _ASIDE.start()
     return [_verdict(answer) for answer in answers]
 
 

@@ -44,8 +44,9 @@ def json_schema(answers: Sequence[Answer], *, schema: dict[str, Any] | None = No
         schema: for all answers; None: the column `schema` of each prompt's row, an object or its JSON text.
 
     Raises:
-        UserError: when `schema` is not a JSON Schema.
+        UserError: when `schema` is not a JSON Schema, or jsonschema cannot be run.
     """
+    _ASIDE.start()
     if schema is not None:
         _check_schema(schema)
     return [_fits(answer, schema) for answer in answers]

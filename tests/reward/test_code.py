@@ -101,6 +101,13 @@ class TestForms:
         main = "def main(): print(sum(map(int, open(0).read().split())))\nif __name__ == '__main__':\n main()\n exit()"
         assert score(main, facts) == 1.0
 
+    def test_a_text_is_a_list_of_one(self) -> None:
+        double = "print(2 * int(input()))"
+        assert score(double, {"inputs": "12", "outputs": "24"}) == 1.0
+        assert score(double, {"inputs": "12", "outputs": "44"}) == 0.0
+        facts = {"test_list": ["assert f(4) == math.sqrt(16)"], "test_imports": "import math"}
+        assert score("def f(x): return x", facts) == 1.0
+
     def test_apps(self) -> None:
         pairs = json.dumps({"inputs": ["1\n", "2\n"], "outputs": ["2\n", "4\n"]})
         assert score("print(2 * int(input()))", {"input_output": pairs}) == 1.0
@@ -116,7 +123,8 @@ class TestForms:
         "facts",
         [{}, {"tests": []}, {"tests": None}, {"test": "def check(c): pass"}, {"input_output": ""},
          {"input_output": "{}"}, {"input_output": "nonsense"}, {"inputs": [], "outputs": []},
-         {"tests": ["assert True"]}, {"inputs": ["1"], "outputs": []}],
+         {"tests": ["assert True"]}, {"inputs": ["1"], "outputs": []}, {"tests": 3}, {"inputs": 5},
+         {"inputs": 5, "outputs": 5}, {"inputs": "", "outputs": ""}, {"input_output": 5}],
     )  # fmt: skip
     def test_a_row_without_tests_says_nothing(self, facts: dict[str, Any]) -> None:
         assert math.isnan(score("def f(x): return 1", facts))
@@ -175,3 +183,10 @@ def test_it_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch
 )
 def test_the_program_in_an_answer(text: str, program: str) -> None:
     assert code_of(text) == program
+
+
+@pytest.mark.parametrize("character", ["a", " "])
+def test_a_fence_without_an_end_takes_no_time(character: str) -> None:
+    """Its length squared would be a quarter of an hour."""
+    text = "```" + character * 1_000_000
+    assert code_of(text) == text

@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from conf.entry import UserError
 from reward import verify
 from reward.answers import Answer
-from reward.verifiers import aside
+from reward.verifiers import aside, words
 from reward.verifiers.instructions import ifeval
 from reward.verifiers.maths import equivalent
 from reward.verifiers.shaping import ended, layout, length
@@ -132,6 +133,16 @@ def test_a_forked_process_asks_one_of_its_own() -> None:
         os._exit(0 if regex([said("b"), said("a")], pattern="a") == [0, 1] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert regex([said("a")], pattern="a") == [1]
+
+
+def test_a_process_that_died_while_nobody_asked_is_started_again() -> None:
+    assert regex([said("a")], pattern="a") == [1]
+    before, process = aside.stopped.total(), words._ASIDE._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert regex([said("a")], pattern="a") == [1]
+    assert aside.stopped.total() == before
 
 
 @pytest.mark.usefixtures("hasty")
@@ -316,6 +327,20 @@ def test_a_layout_is_that_of_a_regular_expression(pieces: list[str]) -> None:
         ("format", {"sections": "think"}, "must be a list of different names"),
         ("format", {"sections": ["a", "a"]}, "must be a list of different names"),
         ("format", {"sections": 3}, "format cannot use these options"),
+        ("code", {"timeout": 0}, "at: code: timeout=0 must be a number of seconds"),
+        ("code", {"timeout": -1.0}, "timeout=-1.0 must be a number"),
+        ("code", {"timeout": "5"}, "timeout='5' must be a number"),
+        ("code", {"timeout": True}, "timeout=True must be a number"),
+        ("code", {"timeout": math.inf}, "timeout=inf must be a number"),
+        ("code", {"timeout": math.nan}, "timeout=nan must be a number"),
+        (
+            "code",
+            {"timeout": 3e6},
+            r"timeout=3000000\.0 must be a number of seconds, .* below 1e\+06",
+        ),
+        ("code", {"memory": 1.5}, r"code: memory=1\.5 must be a whole number, 1 or more"),
+        ("code", {"memory": None}, "memory=None must be a whole number"),
+        ("code", {"processes": 0}, "processes=0 must be a whole number"),
     ],
 )
 def test_options_are_checked_before_anything_loads(
@@ -323,6 +348,18 @@ def test_options_are_checked_before_anything_loads(
 ) -> None:
     with pytest.raises(UserError, match=message):
         verify.check_options(kind, options, "at")
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"),
+    [("math", "maths"), ("json_schema", "structured"), ("ifeval", "instructions")],
+)
+def test_what_cannot_run_here_is_said_before_anything_loads(
+    kind: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"reward.verifiers.{module}._ASIDE", aside.Aside("absent"))
+    with pytest.raises(UserError, match=r"at: the process behind .*absent does not start"):
+        verify.check_options(kind, {}, "at")
 
 
 HOSTILE = st.one_of(
