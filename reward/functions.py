@@ -52,20 +52,23 @@ class Function:
         columns = columns_of(answers)
         wanted = _accepted(self._function, columns, self._name)
         if not self.is_async:
-            call = self._timed if self._is_timed else self._function
+            call = self._timed if self._is_timed else self._called
             return lambda: self._values(self._result(lambda: call(**wanted)), answers)
         if self.loop is None:
             raise RuntimeError(f"{self._name} is asynchronous: open it by reward.rewards")
         future = asyncio.run_coroutine_threadsafe(self._awaited(wanted), self.loop)
         return lambda: self._values(self._result(lambda: self._waited(future)), answers)
 
-    def _timed(self, **wanted: Any) -> Any:
+    def _called(self, /, **wanted: Any) -> Any:
+        return _drawn(self._function(**wanted))
+
+    def _timed(self, /, **wanted: Any) -> Any:
         """What a plain function returns within its time; one that takes longer is left behind in its thread."""
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
         def work() -> None:
             try:
-                future.set_result(self._function(**wanted))
+                future.set_result(self._called(**wanted))
             except BaseException as error:
                 future.set_exception(error)
 
@@ -82,7 +85,7 @@ class Function:
     async def _awaited(self, wanted: dict[str, Any]) -> Any:
         try:
             async with asyncio.timeout(self._timeout) as limit:
-                return await self._function(**wanted)
+                return _drawn(await self._function(**wanted))
         except TimeoutError as error:
             if not limit.expired():  # one of its own
                 raise
@@ -225,6 +228,11 @@ def _accepted(
     return (
         have if takes_all else {item.name: have[item.name] for item in named if item.name in have}
     )
+
+
+def _drawn(result: Any) -> Any:
+    """A result with the values of a generator drawn, so that they count as the call: its time, and its failures."""
+    return [*result] if isinstance(result, Iterator) else result
 
 
 def _ignore(*_: Any, **__: Any) -> None:
