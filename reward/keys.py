@@ -32,7 +32,8 @@ _OWN = [
     # A block without its end, as a model may have been cut off: up to the first other character.
     r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"
     r"(?:[^-]{1,10000}-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|[\w+/=\s]*)",
-    r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}(?:\.[\w-]*)?",  # JSON Web Token: two objects in base64
+    # JSON Web Token: two objects in base64. The first ends before -eyJ, where the next try begins.
+    r"\beyJ(?=[\w-]{8})\w*+(?:-(?!eyJ)\w*+)*+\.eyJ[\w-]{8,}(?:\.[\w-]*)?",
     r"\bsk-(?=[\w-]{0,40}\d)[\w-]{20,}",  # OpenAI, Anthropic
     r"\bhf_[A-Za-z0-9]{30,}",  # Hugging Face
     r"\bgithub_pat_\w{22,}",
@@ -40,9 +41,10 @@ _OWN = [
     r"\bAIza[\w-]{35}",  # Google
     r"\bnpm_[A-Za-z0-9]{36}",
     # A named password with a letter and a digit; without a digit it is mostly `required` or a call.
+    # The 256 bound the time that a long line of such names takes.
     r"(?i:password|passwd|pwd|api[_-]?key|secret[_-]?key|access[_-]?(?:key|token))"
     r"(?:['\"]?\s*[:=]\s*['\"`]?|\s+is:?\s+['\"`]?)"
-    r"((?=[^\s'\"`]*\d)(?=[^\s'\"`]*[A-Za-z])[^\s'\"`,;()\[\]{}<>]{7,}[^\s'\"`,;()\[\]{}<>.!?:])",
+    r"((?=[^\s'\"`]{0,256}\d)(?=[^\s'\"`]{0,256}[A-Za-z])[^\s'\"`,;()\[\]{}<>]{7,}[^\s'\"`,;()\[\]{}<>.!?:])",
 ]
 
 # Whatever the patterns can match holds one of these; for RE2.
