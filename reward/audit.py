@@ -14,7 +14,7 @@ from typing import Any
 
 from conf.entry import UserError, plainly
 from conf.schema import Data
-from reward.command import check_file
+from reward.command import at_least_one, check_file
 from reward.data import Examined, check, examine
 from reward.findings import KINDS as FINDING_KINDS
 from reward.findings import Finding, Severity, escalate
@@ -173,7 +173,9 @@ def main() -> None:
     parser.add_argument(
         "--model", help="hub id, folder, .gguf or package:NAME whose tokenizer counts the tokens"
     )
-    parser.add_argument("--max-length", type=int, help="tokens that training keeps, with --model")
+    parser.add_argument(
+        "--max-length", type=at_least_one, help="tokens that training keeps, with --model"
+    )
     parser.add_argument(
         "--against",
         nargs="+",

@@ -196,6 +196,10 @@ def test_no_bytes_make_the_audit_fail_otherwise_than_with_a_message(
         ),
         (["demo:demonstrations", "--kind", "preference"], "this stage needs pairs of a chosen"),
         (["demo:demonstrations", "--kind", "sft", "--max-length", "9"], "it needs --model"),
+        (
+            ["demo:demonstrations", "--kind", "sft", "--max-length", "0"],
+            "--max-length: '0' must be a whole number, 1 or more",
+        ),
         (["demo:demonstrations", "--kind", "sft", "--model", "./x"], "cannot open the tokenizer"),
         (["demo:demonstrations", "--kind", "sft", "--against", "gsm9k"], "Did you mean 'gsm8k'?"),
     ],
