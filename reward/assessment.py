@@ -50,9 +50,10 @@ def _warning(scores: Scores) -> str:
     if gaps <= _GAPS * pairs:
         return ""
     limit = scores.max_length or "the model's"
+    where = " where it is served" if scores.tokens is None else ""
     return (
         f"{gaps:,} of {pairs:,} pairs ({percent(gaps / pairs)}) have no score and are left out of every number: with "
-        f"its prompt an answer is longer than {limit} tokens (raise model.max_length)"
+        f"its prompt an answer is longer than {limit} tokens (raise model.max_length{where})"
     )
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 COMBINATIONS = ("mean", "min", "mean_minus_std")
+K = 1.0  # standard deviations, unless told otherwise
 
 
 class Member(Protocol):
@@ -63,7 +64,7 @@ class Ensemble:
         self,
         members: Sequence[tuple[str, Member]],
         combine: str = "mean",
-        k: float = 1.0,
+        k: float = K,
         scales: Mapping[str, Scale] | None = None,
     ) -> None:
         check(combine, k, len(members))
@@ -112,6 +113,11 @@ class Ensemble:
         """The combined rewards, higher is better; NaN where any member has none."""
         return self.combined(self.members(prompts, completions, tools))
 
+    def close(self) -> None:
+        """Close the connections of members behind servers."""
+        for member in self._members:
+            close(member)
+
     def combined(self, scores: Array) -> list[float]:
         """The combination of the members' scores (n, members)."""
         return [float(value) for value in combine(scores, self._combine, self._k)]
@@ -120,7 +126,7 @@ class Ensemble:
 def open_models(
     paths: Sequence[str],
     combine: str = "mean",
-    k: float = 1.0,
+    k: float = K,
     scales: str | Path | None = None,
     **options: Any,
 ) -> Ensemble:
@@ -161,6 +167,8 @@ def check(combine: Any, k: Any, members: int) -> None:
     is_number = isinstance(k, int | float) and not isinstance(k, bool)
     if not (is_number and math.isfinite(k) and k >= 0):
         raise UserError(f"k={k!r} must be a number, 0 or more: it takes disagreement off")
+    if k != K and combine != "mean_minus_std":
+        raise UserError(f"k={k:g} is of mean_minus_std: {combine} does not use it")
     if not members:
         raise UserError("an ensemble needs at least one reward model")
 
@@ -199,6 +207,12 @@ def open_model(path: str, **options: Any) -> Member:
         UserError: when it cannot be opened.
     """
     return _served(path) if is_remote(path) else RewardModel.load(path, **options)
+
+
+def close(model: Member) -> None:
+    """Close the connections of a model behind a server; one in this process is freed with its last reference."""
+    if hasattr(model, "close"):
+        model.close()
 
 
 def identity(path: str, revision: str | None = None, cache: Path | None = None) -> str:

@@ -100,7 +100,7 @@ def _found(
 
 def score(scorer: Scorer, records: Sequence[Preference]) -> Scores:
     """Score both answers of every pair; the model is freed at the end."""
-    from reward.ensemble import open_model
+    from reward.ensemble import close, open_model
 
     model: Any = open_model(
         scorer.path,
@@ -113,10 +113,15 @@ def score(scorer: Scorer, records: Sequence[Preference]) -> Scores:
     answers = [side for record in records for side in (record.chosen, record.rejected)]
     tools = [record.tools for record in records for _ in range(2)]
     tokens = None
-    if hasattr(model, "tokenize"):
-        lengths = [len(model.tokenize(*row)) for row in zip(prompts, answers, tools, strict=True)]
-        tokens = list(zip(lengths[::2], lengths[1::2], strict=True))
-    scores = model.score(prompts, answers, tools)
+    try:
+        if hasattr(model, "tokenize"):
+            ids = [model.tokenize(*row) for row in zip(prompts, answers, tools, strict=True)]
+            tokens = list(zip(map(len, ids[::2]), map(len, ids[1::2]), strict=True))
+            scores = model.score_ids(ids)
+        else:
+            scores = model.score(prompts, answers, tools)
+    finally:
+        close(model)
     return Scores(list(zip(scores[::2], scores[1::2], strict=True)), tokens, model.max_length)
 
 

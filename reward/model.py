@@ -119,7 +119,12 @@ class RewardModel:
             UserError: when the model gives a number that is not finite.
         """
         offered = tools or [None] * len(prompts)
-        ids = [self.tokenize(*row) for row in zip(prompts, completions, offered, strict=True)]
+        return self.score_ids(
+            [self.tokenize(*row) for row in zip(prompts, completions, offered, strict=True)]
+        )
+
+    def score_ids(self, ids: list[list[int]]) -> list[float]:
+        """As `score`, of conversations that `tokenize` has made token ids of."""
         limit = self.max_length or math.inf
         fitting = {place: len(row) for place, row in enumerate(ids) if len(row) <= limit}
         scores = [math.nan] * len(ids)

@@ -40,13 +40,14 @@ def made(config: RewardReport) -> Path:
     """The folder of the report, made unless it is there.
 
     Raises:
-        UserError: if there is no such model, there are no pairs, or none of them has a score.
+        UserError: if an option would do nothing, there is no such model or no pair, or no pair has a score.
     """
     from reward import heldpairs
     from reward.store import build_once, content_key
 
     root = Path(config.paths.root)
     _check_out(config.out)
+    _check_options(config)
     models = [
         config.model,
         *(dataclasses.replace(config.model, path=path, revision=None) for path in config.others),
@@ -63,6 +64,17 @@ def made(config: RewardReport) -> Path:
 
     folder = build_once(root / "rewards" / key, build)
     return _copied(folder, Path(config.out)) if config.out else folder
+
+
+def _check_options(config: RewardReport) -> None:
+    """Refuse options of a model that would do nothing, as `python -m reward.score` does."""
+    from reward.ensemble import check_options
+
+    unset = plain(Scorer(config.model.path))
+    given = {name: value for name, value in plain(config.model).items() if value != unset[name]}
+    revision = {name: given.pop(name) for name in ("revision",) if name in given}
+    check_options([config.model.path], revision)  # which the others do not share
+    check_options([config.model.path, *config.others], given)
 
 
 def _inputs(config: RewardReport, models: list[Scorer], held: "Held", root: Path) -> dict[str, Any]:

@@ -173,28 +173,30 @@ def open_reward(reward: Reward) -> Iterator[RewardFunction]:
     Raises:
         UserError: when a model or function cannot be had.
     """
-    terms = {name: (term.weight, _scoring(name, term)) for name, term in reward.terms.items()}
-    opened = [scoring for _, scoring in terms.values() if isinstance(scoring, Function)]
-    try:
-        with functions.awaiting(opened):
-            yield RewardFunction(terms)
-    finally:
-        terms.clear()  # the models, even where somebody still holds the function
+    with contextlib.ExitStack() as stack:
+        terms = {
+            name: (term.weight, _scoring(name, term, stack)) for name, term in reward.terms.items()
+        }
+        stack.callback(terms.clear)  # the models, even where somebody still holds the function
+        opened = [scoring for _, scoring in terms.values() if isinstance(scoring, Function)]
+        stack.enter_context(functions.awaiting(opened))
+        yield RewardFunction(terms)
 
 
-def _scoring(name: str, term: Term) -> Scoring:
+def _scoring(name: str, term: Term, stack: contextlib.ExitStack) -> Scoring:
     if term.kind == MODEL:
-        return _model(**term.args)
+        return _model(stack, **term.args)
     if term.kind == FUNCTION:
         seconds = term.args.get("timeout")
         return functions.load(term.args["function"], seconds, f"terms.{name}.args.function")
     return functools.partial(verify.load(term.kind), **term.args)
 
 
-def _model(path: str | list[str], **options: Any) -> Scoring:
-    from reward.ensemble import open_model, open_models
+def _model(stack: contextlib.ExitStack, path: str | list[str], **options: Any) -> Scoring:
+    from reward.ensemble import close, open_model, open_models
 
     model = open_model(path, **options) if isinstance(path, str) else open_models(path, **options)
+    stack.callback(close, model)
 
     def score(answers: Sequence[Answer]) -> list[float]:
         return model.score(
@@ -244,7 +246,7 @@ def _check_together(paths: list[str], options: Mapping[str, Any]) -> None:
     """Check what the options mean for these models, as `python -m reward.score` does."""
     from reward import ensemble
 
-    ensemble.check(options.get("combine", "mean"), options.get("k", 1.0), len(paths))
+    ensemble.check(options.get("combine", "mean"), options.get("k", ensemble.K), len(paths))
     own = {name: value for name, value in options.items() if name not in ("path", *_OF_SEVERAL)}
     ensemble.check_options(paths, {name: own[name] for name in own if own[name] is not None})
     if (scales := options.get("scales")) is not None:

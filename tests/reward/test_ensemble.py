@@ -66,7 +66,8 @@ def test_disagreement_and_order() -> None:
 def test_copies_of_one_model_score_exactly_as_it_does(how: str, copies: int) -> None:
     """Also where n·x / n is not x in floating point."""
     scores = [*np.random.default_rng(0).normal(0, 3, 200).tolist(), 0.1, -0.7, 1 / 3, math.nan]
-    together = Ensemble([(str(n), Fixed(scores)) for n in range(copies)], how, k=2.0)
+    k = 2.0 if how == "mean_minus_std" else models.K
+    together = Ensemble([(str(n), Fixed(scores)) for n in range(copies)], how, k)
     turns = [PROMPTS[0]] * len(scores)
     assert together.score(turns, turns)[:-1] == scores[:-1]
     assert math.isnan(together.score(turns, turns)[-1])
@@ -117,6 +118,8 @@ def test_what_cannot_be_combined_is_refused_before_loading() -> None:
     for k in (-1.0, math.nan):
         with pytest.raises(UserError, match="0 or more"):
             open_models(["./absent"], k=k)
+    with pytest.raises(UserError, match="k=2 is of mean_minus_std: min does not use it"):
+        open_models(["./absent"], "min", k=2.0)
     with pytest.raises(UserError, match="at least one reward model"):
         open_models([])
     with pytest.raises(UserError, match="there is no reward model"):

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from conf.entry import UserError
-from conf.schema import Data, Paths, RewardReport, Scorer
+from conf.schema import Data, Dtype, Paths, RewardReport, Scorer
 from reward import heldpairs
+from reward.assessment import _warning
 from reward.heldpairs import Scores
+from reward.model import RewardModel
 from reward.report import made, summary
 from reward.store import read_json
 
@@ -112,7 +114,9 @@ def test_numbers_are_those_of_the_pairs(folder: Path) -> None:
 
 def test_a_gap_of_a_server_is_a_conversation_that_is_too_long() -> None:
     scores = [(1.0, math.nan), (1.0, 0.0), (math.nan, math.nan)]
-    assert Scores(scores, tokens=None, max_length=None).too_long == 2
+    found = Scores(scores, tokens=None, max_length=None)
+    assert found.too_long == 2
+    assert _warning(found).endswith("(raise model.max_length where it is served)")
 
 
 def test_page_is_whole_escaped_and_the_same_again(
@@ -206,6 +210,41 @@ def test_bad_input_is_answered(
     with pytest.raises(UserError, match="none of the 33 pairs: each has an answer that"):
         made(config)
     assert not list((tmp_path / "rewards").glob("[!.]*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "others", "message"),
+    [
+        ({"max_length": 9}, [], "max_length: the options of a model at an address"),
+        (
+            {"dtype": Dtype.bfloat16, "batch_tokens": 9},
+            ["http://y"],
+            "dtype, batch_tokens: the opt",
+        ),
+        ({"revision": "v1"}, ["./absent"], "revision: the options of a model at an address"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    options: dict[str, Any], others: list[str], message: str, source: Path, tmp_path: Path
+) -> None:
+    config = RewardReport(Scorer("http://x", **options), Data(source=str(source)), others=others)
+    with pytest.raises(UserError, match=message):
+        made(config)
+
+
+def test_a_conversation_is_tokenized_once(
+    models: list[Path], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, tokenize = [], RewardModel.tokenize
+
+    def counted(self: RewardModel, *row: Any) -> list[int]:
+        seen.append(row)
+        return tokenize(self, *row)
+
+    monkeypatch.setattr(RewardModel, "tokenize", counted)
+    records = heldpairs.read(Data(source=str(source)), tmp_path, None).records
+    heldpairs.score(Scorer(str(models[0])), records)
+    assert len(seen) == 2 * len(records)
 
 
 @pytest.mark.parametrize(

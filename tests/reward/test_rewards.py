@@ -89,6 +89,10 @@ def test_no_answers_are_worth_nothing() -> None:
         (Term("model", 1.0, {"path": ["a/b"], "combine": 3}), "no combination 3"),
         (Term("model", 1.0, {"path": ["a/b"], "k": "half"}), "k='half' must be a number"),
         (Term("model", 1.0, {"path": ["a/b"], "k": True}), "k=True must be a number"),
+        (
+            Term("model", 1.0, {"path": ["a/b"], "combine": "min", "k": 2}),
+            "k=2 is of mean_minus_std",
+        ),
         (Term("model", 1.0, {"path": ["a/b"], "scales": "no.json"}), "cannot read the scales in"),
         (Term("model", 1.0, {"path": ["a/b"], "scales": 3}), "scales=3 must be a file"),
         (Term("model", 1.0, {"path": ["a/b", "c/d"], "revision": "v1"}), "revision is of one"),
@@ -170,6 +174,19 @@ def failing(completions):
 
 def asks(completions, solution):
     return [0.0] * len(completions)
+
+def counting(completions):
+    yield from range(len(completions))
+
+def failing_late(completions):
+    yield 1.0
+    raise KeyError("solution")
+
+def endless_late(completions):
+    yield threading.Event().wait(60)
+
+async def failing_later(completions):
+    return failing_late(completions)
 
 class Served:
     async def __call__(self, completions, **kwargs):
@@ -264,6 +281,8 @@ def test_asynchronous_functions_run_where_a_loop_runs_already() -> None:
         ("texts", "returned '1', expected a finite number"),
         ("one_number", "returned float, expected a list of numbers"),
         ("failing", r"my_rewards:failing failed in .*my_rewards\.py:\d+: KeyError: 'solution'"),
+        ("failing_late", r"failed in .*my_rewards\.py:\d+: KeyError: 'solution'"),
+        ("failing_later", r"failed in .*my_rewards\.py:\d+: KeyError: 'solution'"),
         ("asks", "asks for solution, and the prompts' rows have only reference, answer, prompts"),
         ("own_timeout", "TimeoutError: of the server"),
         ("missing", "my_rewards has no function 'missing'"),
@@ -277,7 +296,7 @@ def test_a_function_that_fails_is_named(name: str, message: str) -> None:
 
 def test_a_function_that_takes_too_long_is_ended() -> None:
     start = time.monotonic()
-    for name in ("slow", "endless"):
+    for name in ("slow", "endless", "endless_late"):
         with pytest.raises(UserError, match=rf"my_rewards:{name} took longer than 0\.05 s"):
             worth(reward_of(t=own_term(name, timeout=0.05)))
     assert time.monotonic() - start < 30
@@ -290,6 +309,10 @@ def test_a_plain_function_may_have_a_limit_too() -> None:
     )
     with pytest.raises(UserError, match=r"failed in .*my_rewards\.py:\d+: KeyError: 'solution'"):
         worth(reward_of(t=own_term("failing", timeout=30)))
+
+
+def test_values_may_come_from_a_generator() -> None:
+    assert worth(reward_of(t=own_term("counting"))).total == [0, 1, 2, 3]
 
 
 def test_nan_of_a_function_is_a_gap() -> None:

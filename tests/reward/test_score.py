@@ -291,6 +291,7 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(
         ((folder, source, tmp_path / "out.csv"), r"must end in \.jsonl"),
         ((folder, source, out, "--combine", "max"), "There are: mean, min, mean_minus_std"),
         ((folder, folder, source, out, "--revision", "v1"), "revision is of one model"),
+        ((folder, folder, source, out, "--k", "2"), "k=2 is of mean_minus_std"),
         (("http://127.0.0.1:1", source, out, "--dtype", "bfloat16"), "set where it is served"),
     ):
         with pytest.raises(UserError, match=reason):
