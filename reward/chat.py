@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _PATH = "/chat/completions"
 _LONGEST_PAUSE = 60.0  # seconds
+_CHANCE = random.SystemRandom()  # the generator of `random` is left as its user has seeded it
 _SHOWN = 200  # characters of what a server says
 # Statuses that no other request would escape, with what to do about them.
 _HOPELESS = {
@@ -105,8 +106,7 @@ class Endpoint:
             if attempt < self.retries:
                 if self.on_retry:
                     self.on_retry()
-                pause = self.pause * 2**attempt * random.uniform(0.5, 1.5)
-                await asyncio.sleep(min(_LONGEST_PAUSE, max(pause, wanted)))
+                await asyncio.sleep(seconds_before(attempt, self.pause, wanted))
         raise NoAnswer(f"{reason} (attempts: {self.retries + 1})")
 
     def _reason(self, reply: "httpx.Response") -> str:
@@ -132,6 +132,12 @@ def retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that the server asks to wait. It may also name a date, which is left to the pause."""
     value = headers.get("Retry-After", "")
     return float(value) if re.fullmatch(r"\d+(\.\d+)?", value) else 0.0
+
+
+def seconds_before(attempt: int, pause: float, wanted: float) -> float:
+    """Seconds before a further attempt: `pause`, doubled each time, give or take a half; at least what is `wanted`."""
+    doubled: float = pause * 2**attempt
+    return min(_LONGEST_PAUSE, max(doubled * _CHANCE.uniform(0.5, 1.5), wanted))
 
 
 def key_of(variable: str | None, option: str = "--api-key-env") -> str | None:

@@ -1,7 +1,6 @@
 """A reward model on another machine, behind `python -m reward.serve`, with the interface of one on this."""
 
 import math
-import random
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -12,11 +11,10 @@ import httpx
 import orjson
 
 from conf.entry import UserError
-from reward.chat import retry_after
+from reward.chat import retry_after, seconds_before
 from reward.turns import Message
 
 API_KEY = "ALIGN_REWARD_API_KEY"  # environment variable from which commands read the key
-_LONGEST_PAUSE = 60.0  # seconds
 _SPARE = 30.0  # seconds beyond its own limit in which a server says that it had too little time
 _SHOWN = 200  # characters of what a server says
 _BUSY = {408, 429, 502, 503}  # it may answer the same request later
@@ -199,8 +197,7 @@ class RemoteModel:
                 reason = self._reason(reply)
                 wanted = retry_after(reply.headers)
             if attempt < self._retries:
-                pause = self._pause * 2**attempt * random.uniform(0.5, 1.5)
-                time.sleep(min(_LONGEST_PAUSE, max(pause, wanted)))
+                time.sleep(seconds_before(attempt, self._pause, wanted))
         raise UserError(
             f"the reward model at {self._shown} cannot be reached: {reason} (attempts: {attempt + 1}); "
             "is `python -m reward.serve` running there?"

@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import os
+import random
 import re
 import signal
 import socket
@@ -25,10 +26,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from conf.entry import UserError
 from conf.schema import Reward, Scorer, Serving, Term
 from reward import ensemble
+from reward.chat import seconds_before
 from reward.classifier import identity
 from reward.model import RewardModel
 from reward.origin import origin
 from reward.remote import RemoteModel
+from reward.rewards import open_reward
 from reward.serve import check_serving
 
 ROOT = Path(__file__).parents[2]
@@ -789,6 +792,30 @@ def test_remote_says_what_is_wrong(answers: list[tuple[int, str]], reason: str) 
     with answering(*answers) as url, pytest.raises(UserError, match=reason):  # noqa: SIM117
         with contextlib.closing(RemoteModel(url, retries=2, pause=0.01)) as remote:
             remote.score(*ONE)
+
+
+def test_a_reward_closes_its_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, close = [], RemoteModel.close
+    monkeypatch.setattr(RemoteModel, "close", lambda remote: (closed.append(remote), close(remote)))
+    with answering(INFO) as url:
+        terms = {
+            name: Term("model", 1.0, {"path": path}) for name, path in (("a", url), ("b", [url]))
+        }
+        with open_reward(Reward(terms)):
+            assert not closed
+        assert len(closed) == 2
+        broken = terms | {"c": Term("model", 1.0, {"path": "./absent"})}
+        with pytest.raises(UserError, match="no reward model"):
+            open_reward(Reward(broken)).__enter__()
+        assert len(closed) == 4
+
+
+def test_pauses_leave_the_random_numbers_of_the_user_alone() -> None:
+    state = random.getstate()
+    assert all(2 <= seconds_before(2, 1.0, 0.0) <= 6 for _ in range(20))
+    assert seconds_before(0, 0.1, wanted=5.0) == 5
+    assert seconds_before(9, 1.0, wanted=0.0) == 60
+    assert random.getstate() == state
 
 
 def test_remote_without_a_server() -> None:
