@@ -90,7 +90,7 @@ class Peer:
             self._serve(message)
         own: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         for place, value in message.get("changed", []):
-            if place in own:
+            if place != 0 and place in own:
                 _replace(own[place], self.decode(value))
         if "error" in message:
             names, text, given = message["error"]

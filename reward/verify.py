@@ -15,9 +15,9 @@ class Verifier:
     """A way to check an answer.
 
     `function` is "module:function" in reward.verifiers: (answers, *, options) → a score for each answer, NaN where
-    nothing can be said. It checks its options first, and whether it can run here, so that a call without answers is a
-    check of both, but for data that only some rows need. `needs` names what an answer must come with, unless an option
-    of that name is set: "references", a column of its prompt's row, or several of which one will do, separated by `|`.
+    nothing can be said. It checks its options first, so that a call without answers is a check of them. `needs` names
+    what an answer must come with, unless an option of that name is set: "references", a column of its prompt's row, or
+    several of which one will do, separated by `|`.
     """
 
     function: str

@@ -1,8 +1,7 @@
 """Questions whose answer may take for ever, or all memory, asked of a process that can be killed.
 
 `10^{10^{10}}` can hold sympy in one call that no signal interrupts, and a pattern can backtrack for years. A process
-is started by the first question, or before it by `start`; it is kept for the next ones (its imports take seconds), and
-ended with this one.
+is started at the first question, kept for the next ones (its imports take seconds), and ended with this one.
 """
 
 import atexit
@@ -46,15 +45,6 @@ class Aside:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0  # a forked child must not speak through its parent's pipes
         atexit.register(self.close)
-
-    def start(self) -> None:
-        """Start the process, unless it runs.
-
-        Raises:
-            UserError: when it cannot start.
-        """
-        with self._lock:
-            self._running()
 
     def ask(self, question: dict[str, Any], seconds: float | None = None) -> Any:
         """What `reply(**question)` returns, as JSON.

@@ -39,7 +39,6 @@ def ifeval(answers: Sequence[Answer], *, loose: bool = False, share: bool = Fals
     Raises:
         UserError: when the checks cannot be run, or NLTK's data, which some need, are not here.
     """
-    _ASIDE.start()
     name = f"{'partial' if share else 'binary'}_{'loose' if loose else 'strict'}"
     return [_followed(answer, name) for answer in answers]
 

@@ -27,7 +27,6 @@ def equivalent(answers: Sequence[Answer]) -> list[float]:
     Raises:
         UserError: when math-verify cannot be run.
     """
-    _ASIDE.start()
     return [_verdict(answer) for answer in answers]
 
 

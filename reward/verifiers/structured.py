@@ -46,7 +46,6 @@ def json_schema(answers: Sequence[Answer], *, schema: dict[str, Any] | None = No
     Raises:
         UserError: when `schema` is not a JSON Schema, or jsonschema cannot be run.
     """
-    _ASIDE.start()
     if schema is not None:
         _check_schema(schema)
     return [_fits(answer, schema) for answer in answers]

@@ -350,16 +350,9 @@ def test_options_are_checked_before_anything_loads(
         verify.check_options(kind, options, "at")
 
 
-@pytest.mark.parametrize(
-    ("kind", "module"),
-    [("math", "maths"), ("json_schema", "structured"), ("ifeval", "instructions")],
-)
-def test_what_cannot_run_here_is_said_before_anything_loads(
-    kind: str, module: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(f"reward.verifiers.{module}._ASIDE", aside.Aside("absent"))
-    with pytest.raises(UserError, match=r"at: the process behind .*absent does not start"):
-        verify.check_options(kind, {}, "at")
+def test_a_process_that_does_not_start_says_so() -> None:
+    with pytest.raises(UserError, match=r"the process behind .*absent does not start"):
+        aside.Aside("absent").ask({})
 
 
 HOSTILE = st.one_of(
