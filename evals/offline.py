@@ -109,8 +109,10 @@ def _override(folder: str) -> dict[str, Any]:
     return {
         "custom_dataset": functools.partial(_documents, folder=folder),
         "training_split": None,
-        "validation_split": None if has_test else "validation",
-        "test_split": "test" if has_test else None,
+        # Scored as the test split also where it is the validation split: lm-eval keeps the scored document out of its
+        # own examples only where `fewshot_split` is `test_split`.
+        "validation_split": None,
+        "test_split": "test" if has_test else "validation",
         "fewshot_split": "dev" if has_dev else "validation",
     }
 

@@ -51,7 +51,7 @@ def test_records_and_cache(
     assert {score.metric for score in result.scores} == {"json_exact", "json_valid"}
     assert all(score.n == 4 for score in result.scores)
     assert result.provenance["versions"]["lm-eval"]
-    assert len(result.sample_values("demo_json")) == 4
+    assert len(result.read_samples("demo_json")) == 4
     record = json.loads((result.folder / "results.json").read_text())
     assert record["settings"]["softmax_dtype"] == "float32"
     assert record["settings"]["chat_template"]
@@ -70,7 +70,7 @@ def test_scores_do_not_depend_on_the_batch_and_equal_lm_eval(
     results = []
     for batch in (1, 8):
         result = one(tiny_model, offline_suite(["piqa"], limit=12, batch_size=batch), tmp_path)
-        results.append(result.sample_values("piqa"))
+        results.append({name: one.metrics for name, one in result.read_samples("piqa").items()})
     assert results[0] == results[1]
     # Plain lm-eval, on the same documents, through its own entry point.
     from evals import harness
@@ -92,7 +92,7 @@ def test_mmlu_is_57_tasks_pooled_into_one(tiny_model: Path, tmp_path: Path) -> N
     assert len(members("mmlu")) == 57
     result = one(tiny_model, offline_suite(["mmlu"], limit=6), tmp_path)
     (score,) = result.scores
-    values = [metrics["acc"] for metrics in result.sample_values("mmlu").values()]
+    values = [one.metrics["acc"] for one in result.read_samples("mmlu").values()]
     assert score.task == "mmlu"
     assert score.n == len(values) == 6
     assert score.value == pytest.approx(sum(values) / 6)
@@ -110,6 +110,24 @@ def test_offline_documents_fit_the_published_task(task: str) -> None:
         document = loaded.eval_docs[number]
         assert loaded.doc_to_text(document) is not None
         assert loaded.doc_to_target(document) is not None
+
+
+@needs_offline_tasks
+@pytest.mark.parametrize("task", sorted(FOLDERS))
+def test_no_offline_document_is_among_its_own_examples(task: str) -> None:
+    from evals import harness
+
+    (group,) = harness.load_groups(offline_suite([task], limit=None, num_fewshot=2))
+    loaded = group.tasks[task]
+    documents = [loaded.eval_docs[number] for number in range(3)]
+    loaded.sampler.replace_df(documents)  # so few that each would be drawn for itself
+    loaded.set_fewshot_seed(seed=1)
+    for document in documents:
+        prompt, question = loaded.fewshot_context(document, 2), loaded.doc_to_text(document)
+        if isinstance(question, int):  # WinoGrande: a prompt a choice, each without its end
+            assert loaded.doc_to_target(document) not in prompt[0]
+        else:
+            assert prompt.count(question) == 1
 
 
 @needs_offline_tasks
