@@ -1,7 +1,9 @@
 """GGUF files: as ordinary model folders, dequantized once, kept and reused; and as a format to pass weights through."""
 
+import errno
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -186,6 +188,7 @@ def llama_cpp_quantize(source: Path, target: Path, kind: str) -> None:
 
     Raises:
         ImportError: when llama.cpp is not here.
+        OSError: when it was killed, or memory or disk ran out: another try may succeed.
         RuntimeError: when it fails, with its last words.
     """
     program = llama_quantize()
@@ -195,4 +198,9 @@ def llama_cpp_quantize(source: Path, target: Path, kind: str) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr.strip() or f"ended with {done.returncode}").splitlines()[-1]
+        # Full disks are an "iostream error" of the C++ streams that it writes with. Other signals are its own crashes.
+        passing = ("iostream error", "bad_alloc", os.strerror(errno.ENOSPC))
+        is_killed = -done.returncode in (signal.SIGKILL, signal.SIGTERM)
+        if is_killed or any(words in done.stderr for words in passing):
+            raise OSError(f"llama-quantize ran out of memory or disk, or was killed: {said}")
         raise RuntimeError(f"llama-quantize failed: {said}")

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -96,7 +97,9 @@ def identity(model: Model, cache: Path) -> dict[str, Any]:
 
 def local_path(model: Model, cache: Path) -> str:
     """The path or hub id that `from_pretrained` understands; converts a GGUF on first use."""
-    return str(convert(model.path, cache)) if is_gguf(model.path) else model.path
+    if is_gguf(model.path):
+        return str(convert(model.path, cache))
+    return os.path.expanduser(model.path)
 
 
 def load_tokenizer(model: Model, cache: Path) -> Any:
@@ -140,6 +143,8 @@ def prepared(model: Model, quantizer: str, cache: Path) -> Iterator[Model]:
     check(model, quantizer)
     loading_options(quantizer)
     with contextlib.ExitStack() as stack:
+        if model.adapter:
+            model = replace(model, adapter=os.path.expanduser(model.adapter))
         if model.adapter and find(quantizer).merges:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="merged-"))
             merge_adapter(model, Path(folder), cache)

@@ -4,6 +4,8 @@ A quantizer whose library is missing, or does not work here, is a skip with that
 """
 
 import contextlib
+import errno
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +83,9 @@ def _gguf(model: Any, kind: str) -> None:
     through_file(model, kind)
 
 
+# What errors of no type of their own say that another try may not meet: torch's allocators, libraries that write files.
+_PASSING = ("DefaultCPUAllocator", "out of memory", os.strerror(errno.ENOSPC))
+
 QUANTIZERS: dict[str, Quantizer] = {
     "none": Quantizer(None),
     "unmerged": Quantizer("peft", merges=False),  # the adapter beside the weights
@@ -142,7 +147,7 @@ def trying(name: str) -> Iterator[None]:
     except (UserError, QuantizerUnavailable, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if name == "none":
+        if name == "none" or any(words in str(error) for words in _PASSING):
             raise
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise QuantizerUnavailable(f"{name} cannot run here: {said[0]}") from error

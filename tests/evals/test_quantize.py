@@ -1,5 +1,6 @@
 """Real quantizers on a small model: what they load, how far they are from 16 bits, and why one is skipped."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from conf.schema import Dtype, Kind, Model, Role, Suite
 from evals import gguf
 from evals.footprint import stored_bytes
 from evals.models import check, load, open_model, prepared
-from evals.quantize import QUANTIZERS, Quantizer, QuantizerUnavailable
+from evals.quantize import QUANTIZERS, Quantizer, QuantizerUnavailable, trying
 from evals.run import Request, check_request
 
 # Root mean square difference of the logits from those of 16 bits, as a share of their standard deviation: of a random
@@ -212,6 +213,34 @@ def test_llama_cpp_is_found_and_part_of_the_key(
     assert len(keys) == 3
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory",
+        "CUDA error: out of memory",
+        "I/O error: No space left on device (os error 28)",
+    ],
+)
+def test_what_another_try_may_not_meet_is_no_skip(words: str) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(words)), trying("int8"):
+        raise RuntimeError(words)
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["kill -9 $$", "echo 'failed to quantize: basic_ios::clear: iostream error' >&2; exit 1"],
+)
+def test_llama_cpp_without_memory_or_disk_is_no_skip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    program = tmp_path / "llama-quantize"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
+    with pytest.raises(OSError, match="out of memory or disk"), trying("gguf_q4_k_m"):
+        gguf.llama_cpp_quantize(tmp_path / "a", tmp_path / "b", "Q4_K_M")
+
+
 @pytest.fixture(scope="module")
 def adapter(lively_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA adapter whose weights are not zero."""
@@ -240,6 +269,21 @@ def test_an_adapter_gives_the_same_merged_or_apart(
     assert (merged - base).abs().max() > 0.1
     assert (merged - apart).abs().max() < 1e-4
     assert larger - size == 2 * 4 * (4 * (64 + 64) + 4 * (128 + 64))  # layers, bytes, rank × widths
+
+
+@pytest.mark.parametrize("quantizer", ["none", "unmerged"])
+def test_a_home_folder_is_expanded(
+    lively_model: Path,
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    quantizer: str,
+) -> None:
+    (tmp_path / "model").symlink_to(lively_model)
+    (tmp_path / "adapter").symlink_to(adapter)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    logits, _ = opened(Path("~/model"), quantizer, tmp_path, adapter="~/adapter")
+    assert logits.isfinite().all()
 
 
 def test_an_adapter_is_needed_to_keep_one_apart(tiny_model: Path) -> None:
