@@ -85,6 +85,8 @@ def _mine_task(task: str, score: Any, baseline: Any, candidate: Any) -> Mined:
     found = Mined(task)
     ours, theirs = _rows(baseline, task, score.metric), _rows(candidate, task, score.metric)
     for name, row in ours.items():
+        if name not in theirs:  # the candidate alone has no value there
+            continue
         answers = [_answer(side[name], score) for side in (ours, theirs)]
         before, after = answers
         if before is None or after is None:

@@ -96,7 +96,7 @@ class EvalResult:
             return cls(
                 scores=scores, folder=folder, seconds=math.nan if seconds is None else seconds, **record
             )  # fmt: skip
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is not a result of this program: {error}") from error
 
     def read_samples(self, task: str) -> dict[str, Sample]:
@@ -131,10 +131,6 @@ class EvalResult:
                 "as a file does that was cut off; evaluate it again"
             )
         return found
-
-    def sample_values(self, task: str) -> dict[str, dict[str, float]]:
-        """Per-document values of the metrics that are means: document → metric → value."""
-        return {name: sample.metrics for name, sample in self.read_samples(task).items()}
 
     def is_reference_of(self, other: "EvalResult") -> bool:
         """Whether `other` measured its divergences from this result's model."""

@@ -73,7 +73,9 @@ def _between(file: Path, top: Path) -> Iterator[Path]:
 
 def _found(name: str, places: list[Path]) -> list[Path]:
     """The files that a name or a glob means, in all places where it means some."""
-    path = Path(name).expanduser()
+    path = Path(
+        os.path.expanduser(name)
+    )  # unlike `Path.expanduser`, it leaves `~backup.csv` as it is
     if path.is_absolute():
         places, path = [Path(path.anchor)], path.relative_to(path.anchor)
     if "**" in path.parts:

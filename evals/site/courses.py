@@ -38,18 +38,18 @@ def courses(arm: Arm, name: str) -> list[Course]:
 
 
 def _course(arm: Arm, stage: str, name: str) -> Course | None:
-    taken: list[tuple[Run, list[Look]]] = []
+    taken: list[tuple[Run, list[Look], Finding]] = []
     problems = []
     for run in arm.runs:
         path = looks_file(run.folder, stage)
         try:
             if path.is_file() and (looks := read(path)):
-                taken.append((run, looks))
+                taken.append((run, looks, judge(looks)))
         except (OSError, ValueError) as error:
             problems.append(f"the looks of seed {run.seed} cannot be read: {type(error).__name__}")
     if not taken:
         return None
-    drawn, looks = taken[0]
+    drawn, looks, _ = taken[0]
     chart = course_chart(name, looks, "step")
-    findings = [(run, judge(seen)) for run, seen in taken]
+    findings = [(run, finding) for run, _, finding in taken]
     return Course(stage, looks, chart, drawn, findings, "; ".join(problems))

@@ -71,3 +71,9 @@ def test_without_looks_there_is_no_section(runs: Path, tmp_path: Path) -> None:
 def test_looks_that_cannot_be_read_are_said(runs: Path, tmp_path: Path) -> None:
     looks_file(runs / "seed1", "dpo").write_text("[]\n")
     assert "the looks of seed 1 cannot be read" in page(runs, tmp_path / "out")
+
+
+def test_looks_at_other_prompts_are_said(runs: Path, tmp_path: Path) -> None:
+    fewer = Look(30, *[[0.5] * 19] * 4, {"ended_share": 0.9})
+    append(looks_file(runs / "seed1", "dpo"), fewer)
+    assert "the looks of seed 1 cannot be read" in page(runs, tmp_path / "out")

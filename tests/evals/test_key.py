@@ -124,6 +124,13 @@ def test_data_that_an_environment_variable_names(
     assert len({before, there, key(setting, tmp_path)}) == 3
 
 
+def test_a_word_that_looks_like_a_home_is_a_name(setting: Path, tmp_path: Path) -> None:
+    before = key(setting, tmp_path)
+    with (setting / "tasks" / "helper.py").open("a") as file:
+        file.write("# it once read ~backup.csv\n")
+    assert key(setting, tmp_path) != before
+
+
 def test_real_task_files_name_their_data(shared_data: Path, tmp_path: Path) -> None:
     from evals import taskfiles
 

@@ -215,6 +215,19 @@ def test_a_filtered_answer_decides_and_the_whole_text_is_kept(
     assert flip["candidate"] == {"answer": "2 it is", "is_right": True}
 
 
+def test_documents_without_a_value_on_a_side_are_skipped(
+    results: dict[str, EvalResult], tmp_path: Path
+) -> None:
+    def forget(row: dict[str, Any]) -> None:
+        del row["metrics"]["json_exact"]
+
+    base = results["chat"]
+    other = edited(base, "demo_json", tmp_path / "c", {0: forget})
+    for sides in ((base, other), (other, base)):
+        (found,) = mine(*sides)
+        assert (found.documents, found.rows) == (2, [])
+
+
 def test_what_cannot_be_compared_is_named(results: dict[str, EvalResult], tmp_path: Path) -> None:
     base = results["chat"]
 

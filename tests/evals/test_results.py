@@ -63,7 +63,7 @@ def test_round_trip(write: Write) -> None:
     result = write([1, 0, 1], seconds=2.5)
     assert EvalResult.load(result.folder) == result
     assert result.seconds == 2.5
-    assert result.sample_values("quiz")["1:h1"] == {"acc": 0.0}
+    assert result.read_samples("quiz")["1:h1"].metrics == {"acc": 0.0}
 
 
 def test_nan_is_null_on_disk_and_nan_again(write: Write) -> None:
@@ -118,9 +118,10 @@ def test_a_skipped_side_is_refused(write: Write) -> None:
 def test_a_result_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no results\.json"):
         EvalResult.load(tmp_path)
-    (tmp_path / "results.json").write_text('{"scores": 3}')
-    with pytest.raises(UserError, match="is not a result of this program"):
-        EvalResult.load(tmp_path)
+    for text in ('{"scores": 3}', '{"scores": [null]}', "null"):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(UserError, match="is not a result of this program"):
+            EvalResult.load(tmp_path)
 
 
 @pytest.mark.parametrize(
