@@ -12,6 +12,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from evals.runs import Run, Variant
 _NO_SHARE = re.compile(
     r"bits|bleu|chrf|^kl(_|$)|length|loglikelihood|logprob|loss|nll|perplexity|reward|^ter$|_mb$|_per_s$"
 )
+
+# (task, metric) → whether it is a share; one that is not in it is judged by its own values.
+Units = Mapping[tuple[str, str], bool]
 
 
 @dataclass(frozen=True)
@@ -149,10 +153,12 @@ class Contrast:
         mean = _with_reasons(self._mean_over([each[seed] for seed in seeds], seeds, role), reasons)
         if role != "gain" and not self.is_quantization:
             return mean  # one verdict over all retention tasks would hide a forgotten one
-        return self._judged(mean, self._mean_margin(role, seeds[0]), role)
+        averaged = self._averaged(role, seeds[0])
+        margin = statistics.fmean(margin_of(one, self.margin, self.margins) for one in averaged)
+        return self._judged(mean, margin, role)
 
-    def _mean_margin(self, role: str, seed: int) -> float:
-        """Of the metrics that are averaged."""
+    def _averaged(self, role: str, seed: int) -> list[Delta]:
+        """The main deltas of a seed that are averaged."""
         found = self.found[seed]
         suites = [suite for suite, its_role in self.roles.items() if its_role == role]
         mains = [
@@ -161,27 +167,41 @@ class Contrast:
             for one in found[suite]
             if isinstance(one, Delta) and one.is_main
         ]
-        return statistics.fmean(
-            margin_of(one, self.margin, self.margins) for one in _of_one_unit(mains)
-        )
+        return _of_one_unit(mains, self._units)
+
+    @functools.cached_property
+    def _units(self) -> Units:
+        """A unit is that of all seeds: a score out of 100 may be below 1 under one."""
+        units: dict[tuple[str, str], bool] = {}
+        for deltas in (deltas for seed in self.found for deltas in seed.values()):
+            for one in [] if isinstance(deltas, str) else deltas:
+                key = one.task, one.metric
+                units[key] = units.get(key, True) and _is_share(one, {})
+        return units
 
     def _mean_over(self, each: list[Change], seeds: list[int], role: str) -> Change:
         """The seeds' averages as one, with the documents of all."""
         if len(each) == 1:
             return each[0]
+        kept = {(one.task, one.metric) for one in self._averaged(role, seeds[0])}
         suites = [suite for suite, its_role in self.roles.items() if its_role == role]
         by_seed = [
-            _averaged([one for suite in suites for one in self.pairings[seed][suite]])
+            [
+                one
+                for suite in suites
+                for one in self.pairings[seed][suite]
+                if (one.score.task, one.score.metric) in kept
+            ]
             for seed in seeds
         ]
         by_task = [list(task) for task in zip(*by_seed, strict=True)]
-        change = _combined([delta_of(task) for task in by_task], each[0].note)
+        change = _combined([delta_of(task) for task in by_task], each[0].note, self._units)
         return _with_seeds(change, by_task)
 
     def by_seed(self, role: str) -> list[Change]:
         """What `average` averages: one change a seed, in the order of the runs."""
         suites = [suite for suite, its_role in self.roles.items() if its_role == role]
-        return [_seed_change(found, suites) for found in self.found]
+        return [_seed_change(found, suites, self._units) for found in self.found]
 
     def _suite_rows(self, suite: str, role: str) -> list[Row]:
         reasons = [found for seed in self.found if isinstance(found := seed[suite], str)]
@@ -202,10 +222,10 @@ class Contrast:
         self, suite: str, role: str, delta: Delta, pairings: list[Pairing], reasons: list[str]
     ) -> Row:
         usable = [pairing for pairing in pairings if pairing.documents]
-        change = Change(note=delta.note, is_share=_is_share(delta))
+        change = Change(note=delta.note, is_share=_is_share(delta, self._units))
         if usable:
             gaps = [delta.note] if delta.note else []
-            change = _with_seeds(_change(delta), [usable])
+            change = _with_seeds(_change(delta, self._units), [usable])
             change = _with_reasons(dataclasses.replace(change, note="; ".join(gaps)), reasons)
             margin = margin_of(delta, self.margin, self.margins)
             if not delta.is_divergence:
@@ -270,7 +290,9 @@ def _pairings(run: Run, before: Variant, after: Variant, suite: str) -> list[Pai
         return str(error)
 
 
-def _seed_change(found: dict[str, list[Delta] | str], suites: Sequence[str]) -> Change:
+def _seed_change(
+    found: dict[str, list[Delta] | str], suites: Sequence[str], units: Units
+) -> Change:
     measured = []
     for suite in suites:
         deltas = found[suite]
@@ -278,12 +300,12 @@ def _seed_change(found: dict[str, list[Delta] | str], suites: Sequence[str]) -> 
             return Change(note=deltas)
         measured.append(deltas)
     try:
-        return dataclasses.replace(improvement(measured), seeds=1)
+        return dataclasses.replace(improvement(measured, units), seeds=1)
     except UserError as error:
         return Change(note=str(error))
 
 
-def improvement(suites: Sequence[list[Delta]]) -> Change:
+def improvement(suites: Sequence[list[Delta]], units: Units = MappingProxyType({})) -> Change:
     """One seed's average over the main metrics; see `Contrast.average`.
 
     Raises:
@@ -294,41 +316,30 @@ def improvement(suites: Sequence[list[Delta]]) -> Change:
         raise UserError("; ".join(f"{delta.task} {delta.note}" for delta in unpaired))
     if not mains:
         raise UserError("no task has a main metric")
-    kept = _of_one_unit(mains)
+    kept = _of_one_unit(mains, units)
     if not kept:
         raise UserError("the main metrics have no common unit to average")
     left_out = [delta.task for delta in mains if delta not in kept]
-    return _combined(
-        kept, f"without {', '.join(left_out)}, which has another unit" if left_out else ""
-    )
+    note = f"without {', '.join(left_out)}, which has another unit" if left_out else ""
+    return _combined(kept, note, units)
 
 
-def _of_one_unit(mains: Sequence[Delta]) -> list[Delta]:
+def _of_one_unit(mains: Sequence[Delta], units: Units) -> list[Delta]:
     """Those that can be averaged."""
-    kinds = [(delta.metric, _is_share(delta)) for delta in mains]
-    return [one for one, is_kept in zip(mains, _with_one_unit(kinds), strict=True) if is_kept]
+    kinds = [(delta.metric, _is_share(delta, units)) for delta in mains]
+    return [one for one, is_kept in zip(mains, with_one_unit(kinds), strict=True) if is_kept]
 
 
-def _averaged(pairings: Sequence[Pairing]) -> list[Pairing]:
-    """Those whose deltas `improvement` averages."""
-    mains = [one for one in pairings if one.score.is_main]
-    kinds = [
-        (one.score.metric, is_share(one.score.metric, one.score.value, one.candidate))
-        for one in mains
-    ]
-    return [one for one, is_kept in zip(mains, _with_one_unit(kinds), strict=True) if is_kept]
-
-
-def _with_one_unit(kinds: Sequence[tuple[str, bool]]) -> list[bool]:
+def with_one_unit(kinds: Sequence[tuple[str, bool]]) -> list[bool]:
     """Which of some (metric, whether it is a share) are averaged: all of one metric, else the shares."""
     if len({metric for metric, _ in kinds}) == 1:
         return [True] * len(kinds)
     return [is_a_share for _, is_a_share in kinds]
 
 
-def _combined(deltas: Sequence[Delta], note: str) -> Change:
+def _combined(deltas: Sequence[Delta], note: str, units: Units) -> Change:
     """The mean of tasks, turned so that + is better."""
-    each = [_change(delta, oriented=True) for delta in deltas]
+    each = [_change(delta, units, oriented=True) for delta in deltas]
     gaps = [f"{delta.task}: {delta.note}" for delta in deltas if delta.note]
     note = "; ".join(
         dict.fromkeys([*filter(None, [note]), *(gap for gap in gaps if gap not in note)])
@@ -338,11 +349,13 @@ def _combined(deltas: Sequence[Delta], note: str) -> Change:
     mean, low, high = stats.macro([(one.difference, one.ci_low, one.ci_high) for one in each])
     error = math.hypot(*(one.stderr for one in each)) / len(each)
     down, up = (statistics.fmean(one.gap[end] for one in each) for end in (0, 1))
-    n = sum(one.n for one in each)
-    return Change(mean, low, high, n=n, note=note, stderr=error, gap=(down, up))
+    n, is_a_share = sum(one.n for one in each), all(one.is_share for one in each)
+    return Change(
+        mean, low, high, n=n, is_share=is_a_share, note=note, stderr=error, gap=(down, up)
+    )
 
 
-def _change(delta: Delta, oriented: bool = False) -> Change:
+def _change(delta: Delta, units: Units, oriented: bool = False) -> Change:
     """A delta's difference and interval; `oriented` turns it so that + is better."""
     low, high, difference = delta.ci_low, delta.ci_high, delta.difference
     gap = low - delta.worst[0], delta.worst[1] - high
@@ -354,7 +367,7 @@ def _change(delta: Delta, oriented: bool = False) -> Change:
         high,
         seeds=1,
         n=delta.n,
-        is_share=_is_share(delta),
+        is_share=_is_share(delta, units),
         stderr=delta.stderr,
         gap=gap,
     )
@@ -400,8 +413,9 @@ def joined(reasons: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(reasons))
 
 
-def _is_share(delta: Delta) -> bool:
-    return is_share(delta.metric, delta.baseline, delta.candidate)
+def _is_share(delta: Delta, units: Units) -> bool:
+    own = is_share(delta.metric, delta.baseline, delta.candidate)
+    return units.get((delta.task, delta.metric), own)
 
 
 def is_share(metric: str, *values: float) -> bool:

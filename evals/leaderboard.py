@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conf.entry import UserError
-from evals.contrast import Change, Contrast, contrast, is_share, joined, spread_of
+from evals.contrast import Change, Contrast, contrast, is_share, joined, spread_of, with_one_unit
 from evals.ranking import paired_ranks
 from evals.rated import Rating, held_out, rating
 from evals.results import UNQUANTIZED, EvalResult, Score
@@ -34,6 +34,7 @@ class MeanScore:
     spread: float = math.nan
     n: int = 0
     is_share: bool = True
+    higher_is_better: bool = True
     note: str = ""
 
     @property
@@ -135,6 +136,7 @@ class Arm:
             spread=math.nan if variant == self.base else spread_of(values),
             n=found[0].n,
             is_share=is_share(found[0].metric, *values),
+            higher_is_better=found[0].higher_is_better,
             note=f"{len(found)} seed(s) only, because {joined(reasons)}" if reasons else "",
         )
 
@@ -149,7 +151,7 @@ class Arm:
         name = f"mean of {len(scores)} tasks"
         if missing := [score.note for score in scores if score.is_missing]:
             return MeanScore(self.final, name, note=joined(missing))
-        if not all(score.is_share for score in scores):
+        if not all(with_one_unit([(score.metric, score.is_share) for score in scores])):
             return MeanScore(self.final, name, note="the tasks have no common unit to average")
         return MeanScore(
             self.final,
@@ -157,6 +159,7 @@ class Arm:
             value=statistics.fmean(score.value for score in scores),
             stderr=math.sqrt(sum(score.stderr**2 for score in scores)) / len(scores),
             n=sum(score.n for score in scores),
+            is_share=all(score.is_share for score in scores),
         )
 
     def problems(self) -> list[str]:
@@ -212,25 +215,26 @@ def boards(runs: Sequence[Run], margin: float | None = None) -> list[Board]:
         runs: as loaded.
         margin: replaces the non-inferiority margin that each run recorded.
     """
-    by_test: dict[tuple[tuple[str, str], ...], list[Arm]] = {}
+    by_test: dict[tuple[str, ...], list[Arm]] = {}
     for (experiment, _, test), group in _grouped(
         runs, lambda r: (r.experiment, r.arm, r.test())
     ).items():
         siblings = [run for run in runs if run.experiment == experiment]
         arm = _arm(group, _distinction(group[0], siblings), margin)
-        # Without a gain suite, reward models are judged by the pairs that they were measured on.
-        by_test.setdefault(test or held_out(arm.runs), []).append(arm)
-    ordered = sorted(by_test.items(), key=lambda item: (-len(item[1]), item[0]))
-    names = [_test_name(arms) for _, arms in ordered]
+        # Without a gain suite, reward models are judged by the pairs that they were measured on. What a test is called
+        # is left out: two experiments may name one suite differently.
+        contents = {content for _, content in test or held_out(arm.runs)}
+        by_test.setdefault(tuple(sorted(contents)), []).append(arm)
+    named = [(-len(arms), _test_name(arms), test) for test, arms in by_test.items()]
+    names = [name for _, name, _ in named]
     return [
         # One task under two settings is two tests, which only the settings' hash tells apart.
-        Board(name if names.count(name) == 1 else f"{name} ({_settings(test)})", *_ranked(arms))
-        for name, (test, arms) in zip(names, ordered, strict=True)
+        Board(
+            name if names.count(name) == 1 else f"{name} (settings {', '.join(test)})",
+            *_ranked(by_test[test]),
+        )
+        for _, name, test in sorted(named)
     ]
-
-
-def _settings(test: tuple[tuple[str, str], ...]) -> str:
-    return "settings " + ", ".join(settings for _, settings in test)
 
 
 def _grouped(
@@ -284,17 +288,13 @@ def _test_name(arms: Sequence[Arm]) -> str:
     return f"held-out pairs of {', '.join(sources)}" if sources else "no gain suite"
 
 
-def ranked(arms: Sequence[Arm]) -> list[Ranked]:
-    """Arms whose gain is known, best final policy first, each with every rank that it may have.
-
-    Final policies are compared on the same documents; see `evals.ranking.paired_ranks`. Where that
-    cannot be done, arms are ordered by gain, and one is behind another when its whole interval lies
-    below the other's; `Board.note` says so. Without a gain suite it is the accuracy of their reward models.
-    """
-    return _ranked(arms)[0]
-
-
 def _ranked(arms: Sequence[Arm]) -> tuple[list[Ranked], str]:
+    """Arms whose gain is known, best final policy first, each with every rank that it may have; and `Board.note`.
+
+    Final policies are compared on the same documents; see `evals.ranking.paired_ranks`. Where that cannot be done, arms
+    are ordered by gain, and one is behind another when its whole interval lies below the other's. Without a gain suite
+    it is the accuracy of their reward models.
+    """
     if not any(arm.tasks("gain") for arm in arms) and any(arm.rating for arm in arms):
         return _ranked_by_accuracy(arms)
     gains = sorted(((arm.average("gain"), arm) for arm in arms), key=lambda pair: pair[1].name)

@@ -8,7 +8,7 @@ import numpy as np
 
 from conf.entry import UserError
 from evals import stats
-from evals.contrast import is_share
+from evals.contrast import is_share, with_one_unit
 from evals.deltas import samples_of
 from evals.pairing import Samples, column
 from evals.results import EvalResult, Score
@@ -25,8 +25,11 @@ def paired_ranks(arms: "Sequence[Arm]") -> list[tuple[float, tuple[int, int]]]:
     Raises:
         UserError: when the arms' documents cannot be paired.
     """
-    tasks = [[_by_document(arm, *task) for task in arms[0].tasks("gain")] for arm in arms]
-    kept = [task for task in zip(*tasks, strict=True) if len(tasks[0]) == 1 or _are_shares(task)]
+    settings = dict(arms[0].first.test())  # suites may have other names in other arms
+    names = [(settings[suite], task) for suite, task in arms[0].tasks("gain")]
+    tasks = [[_by_document(arm, *name) for arm in arms] for name in names]
+    kinds = [(task[0][0].metric, _are_shares(task)) for task in tasks]
+    kept = [task for task, is_kept in zip(tasks, with_one_unit(kinds), strict=True) if is_kept]
     if not kept:
         raise UserError("the gain tasks have no common unit")
     parts, clusters = [], []
@@ -56,8 +59,9 @@ def _are_shares(task: Sequence[_Column]) -> bool:
     return all(is_share(score.metric, score.value) for score, _, _ in task)
 
 
-def _by_document(arm: "Arm", suite: str, task: str) -> _Column:
+def _by_document(arm: "Arm", settings: str, task: str) -> _Column:
     """The main score of the final policy, each document's mean over seeds, + is better, and the documents."""
+    suite = next(name for name, its_settings in arm.first.test() if its_settings == settings)
     found: list[_Column] = []
     for run in arm.runs:
         result = run.result(arm.final, suite)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from conf.entry import UserError
 from evals.runs import Run
 from reward.pages.markup import MISSING, slug
-from reward.store import read_json
+from reward.store import content_key, read_json
 
 FOLDER = "rewards"  # in a run's folder and in the site
 REPORT, PAGE, PAIRS = "report.json", "report.html", "pairs.jsonl"
@@ -57,9 +57,16 @@ class Rated(NamedTuple):
 
     @property
     def page(self) -> str:
-        """Where it is in the site, from its root; empty when the run lost it."""
-        name = f"{slug(self.run.experiment)}-{self.run.arm}-seed{self.run.seed}-{self.stage}"
-        return f"{FOLDER}/{name}.html" if self.report.is_file() else ""
+        """Where it is in the site, from its root, under a name of its own; empty when the run lost it."""
+        if not self.report.is_file():
+            return ""
+        run = self.run
+        name = f"{run.experiment}-{run.arm}-seed{run.seed}-{self.stage}"
+        short = slug(name)
+        # What was cut or changed may be the name of another, and an arm may be on two boards.
+        if short.casefold() != name or run.test():
+            short += f"-{content_key([name, run.test()])}"
+        return f"{FOLDER}/{short}.html"
 
 
 def rated(runs: Iterable[Run]) -> list[Rated]:

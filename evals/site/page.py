@@ -60,7 +60,8 @@ class Line:
     @property
     def words(self) -> str:
         """What the filter by verdict finds the arm by."""
-        kept = "kept" if self.verdicts["retained"] and not self.verdicts["forgotten"] else ""
+        retained, judged = self.verdicts["retained"], sum(self.verdicts.values())
+        kept = "kept" if judged and retained == judged else ""  # inconclusive is never "kept"
         lost = "forgot" if self.verdicts["forgotten"] else ""
         return " ".join(filter(None, (self.gain.verdict, kept, lost)))
 
@@ -129,17 +130,11 @@ class BoardView(NamedTuple):
     def notes(self) -> list[str]:
         """What holds for the whole table, and is said once below it."""
         changes = [change for line in self.lines for change in (line.gain, line.retention)]
-        changes += [line.arm.cost(name) for line in self.lines for name in self.quantizers]
+        changes += [line.arm.cost(name) for line in self.lines for name in self.board.quantizers]
         found = [f"An average is {note}." for c in changes if (note := shared_note(c.note))]
         if self.board.note:
             found.append(f"{self.board.note[0].upper()}{self.board.note[1:]}.")
         return list(dict.fromkeys(found))
-
-    @property
-    def quantizers(self) -> list[str]:
-        """Every quantizer that an arm was measured with."""
-        contrasts = (one for line in self.lines for one in line.arm.quantized)
-        return list(dict.fromkeys(one.after.quantizer for one in contrasts))
 
     @property
     def texts(self) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from evals.contrast import Change, Contrast, Row, _with_one_unit, contrast, is_share
+from evals.contrast import Change, Contrast, Row, contrast, is_share, with_one_unit
 from evals.leaderboard import Arm, boards
 from evals.results import EvalResult, Score
 from evals.runs import Variant, load_runs
@@ -124,6 +124,27 @@ def test_two_tasks_over_seeds_are_averaged_by_task(tmp_path: Path) -> None:
     )
 
 
+def test_a_unit_is_that_of_all_seeds(tmp_path: Path) -> None:
+    """An F1 out of 100 is no share, though it is below 1 under one seed."""
+    half = [0.0] * 20 + [1.0] * 20
+    for seed, f1 in enumerate((0.6, 40.0)):
+        tuned = {"task": {"quiz": [1.0] * 10 + half[10:], "spans": [f1] * 40}}
+        write_run(tmp_path / f"{seed}", {"task": {"quiz": half, "spans": [0.5] * 40}}, tuned, seed)
+    for path in tmp_path.rglob("spans.jsonl"):
+        path.write_text(path.read_text("utf-8").replace('"acc"', '"f1"'), "utf-8")
+    for path in tmp_path.rglob("results.json"):
+        record = json.loads(path.read_text("utf-8"))
+        record["scores"][1]["metric"] = "f1"
+        path.write_text(json.dumps(record), "utf-8")
+    ((_, arm),) = arms(tmp_path)
+    gain = arm.average("gain")
+    assert gain.difference == pytest.approx(10 / 40)
+    for change in (gain, *arm.stages[-1].by_seed("gain")):
+        assert change.note == "without spans, which has another unit"
+    quiz, spans = arm.stages[-1].rows()
+    assert (quiz.change.is_share, spans.change.is_share) == (True, False)
+
+
 def test_a_declared_family_spans_the_suites(tmp_path: Path) -> None:
     base = {"task": {"quiz": [0.0] * 40}, "general": {"kept": [1.0] * 40, "other": [1.0] * 40}}
     tuned = {
@@ -223,6 +244,6 @@ def test_a_number_format_is_judged_by_the_margin_on_every_suite(role: str) -> No
 
 
 def test_what_is_averaged_has_one_unit() -> None:
-    assert _with_one_unit([("loss", False), ("loss", False)]) == [True, True]
-    assert _with_one_unit([("acc", True), ("loss", False), ("f1", True)]) == [True, False, True]
-    assert _with_one_unit([("loss", False), ("bleu", False)]) == [False, False]
+    assert with_one_unit([("loss", False), ("loss", False)]) == [True, True]
+    assert with_one_unit([("acc", True), ("loss", False), ("f1", True)]) == [True, False, True]
+    assert with_one_unit([("loss", False), ("bleu", False)]) == [False, False]

@@ -11,6 +11,7 @@ import pytest
 from conf.entry import UserError
 from evals.rated import main_figures, rated_text
 from evals.report import build_report
+from evals.results import EvalResult, Score
 from evals.site.card import write_card
 from reward.store import read_json
 
@@ -166,3 +167,30 @@ def test_reward_models_on_other_pairs_are_on_another_board(tmp_path: Path) -> No
     ]
     page = (tmp_path / "site" / "index.html").read_text("utf-8")
     assert 'href="arms/rm_hh-c.html#rewards"' in page  # where all of it is said
+
+
+def test_each_report_has_a_page_of_its_own(tmp_path: Path) -> None:
+    """Names that are equal where they are cut, and one arm on two boards."""
+    runs, site = tmp_path / "runs", tmp_path / "site"
+    for end in ("a", "b"):
+        write_run(runs / end, "abc", 0, 0.6, experiment="x" * 70 + end)
+    for limit in (1, 2):
+        entry = {"policy": "base", "quantizer": "none", "suite": "quiz", "path": "quiz"}
+        folder = write_run(runs / f"{limit}", "abc", 0, 0.6, evaluations=[entry])
+        (folder / "quiz").mkdir()
+        score = Score("quiz", "acc", 0.5, 0.1, 2, True, True)
+        EvalResult({}, "none", "quiz", "gain", {"limit": limit}, [score], {}, {}).save(
+            folder / "quiz"
+        )
+    build_report(runs, site)
+    assert len(list((site / "rewards").iterdir())) == 4
+    linked = [row["reward_report"] for row in read_json(site / "leaderboard.json")]
+    assert len(set(linked)) == 4
+    assert all((site / page).is_file() for page in linked)
+
+
+def test_a_figure_that_is_missing_is_a_dash(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", "abc", 0, 0.6, rewards={"rm": {"accuracy": 0.6}})
+    build_report(tmp_path / "runs", tmp_path / "site")
+    (arm,) = (tmp_path / "site" / "arms").glob("*.html")
+    assert ">nan<" not in arm.read_text("utf-8")
