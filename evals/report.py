@@ -7,8 +7,11 @@ date on the page is the date of a run. No torch.
 import argparse
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from filelock import FileLock
 
 from conf.entry import UserError, plainly
 from evals.leaderboard import boards, leaderboard_rows
@@ -36,15 +39,25 @@ def build_report(runs: Path, out: Path, margin: float | None = None) -> Path:
     Raises:
         UserError: when a record cannot be read or `out` cannot be written.
     """
+    load_runs(runs)  # what is no folder of runs is refused before anything is made
     try:
-        for name, text in _files(runs, margin):
-            path = out / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # A model's answer may hold half a surrogate pair, which UTF-8 cannot.
-            path.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+        out.mkdir(parents=True, exist_ok=True)
+        # Of two builders, the later also reads the records later: none replaces a page by an older one.
+        with FileLock(out / ".lock"):
+            for name, text in _files(runs, margin):
+                _write(out / name, text)
     except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"the site cannot be written to {out}: {error.strerror}") from error
     return out / INDEX
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")
+    # A model's answer may hold half a surrogate pair, which UTF-8 cannot.
+    partial.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+    os.replace(partial, path)
 
 
 def _files(runs: Path, margin: float | None) -> Iterator[tuple[str, str]]:
