@@ -175,8 +175,9 @@ class ArmView:
             Point(
                 str(score.variant),
                 score.value * scale,
-                max(low, score.value - _Z95 * score.stderr) * scale,
-                min(high, score.value + _Z95 * score.stderr) * scale,
+                # NaN, of a missing stderr, stays NaN only as the first argument.
+                max(score.value - _Z95 * score.stderr, low) * scale,
+                min(score.value + _Z95 * score.stderr, high) * scale,
             )
             for score in known
         ]
@@ -293,12 +294,18 @@ class ArmView:
         return dumbbell_chart("dumbbells", drawn, "score (%): ○ base, ● tuned, | margin")
 
     @property
-    def own_margins(self) -> list[tuple[str, float]]:
+    def own_margins(self) -> list[tuple[str, str]]:
         """Retention tasks whose margin is not the common one, each with its own."""
+        own = ((row, self._margin(row)) for row in self.retained if row.task)
         return [
-            (row.task, self._margin(row))
-            for row in self.retained
-            if row.task and self._margin(row) != self.arm.margin
+            (
+                row.task,
+                f"{margin * 100:g} points"
+                if row.change.is_share
+                else f"{margin:g} in {row.metric}",
+            )
+            for row, margin in own
+            if margin != self.arm.margin
         ]
 
     def _margin(self, row: Row) -> float:

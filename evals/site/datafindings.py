@@ -23,7 +23,8 @@ class Found(NamedTuple):
     kind: str
     severity: str
     meaning: str
-    rows: int
+    rows: int  # in which it is; one row may hold several findings
+    findings: int
     share: float  # of the rows that were read
     remedy: str
     done: str  # what was done about it already
@@ -84,6 +85,7 @@ def _found(
     groups: dict[tuple[str, str], list[tuple[int, str]]] = {}
     for row, kind, severity, detail in sorted(findings):
         groups.setdefault((severity, kind), []).append((row, detail))
+    touched = {key: len({row for row, _ in group}) for key, group in groups.items()}
     last = len(KINDS)
     ordered = sorted(groups, key=lambda key: (_RANK.get(key[0], 9), _ORDER.get(key[1], last), key))
     return [
@@ -91,8 +93,9 @@ def _found(
             kind,
             severity,
             kind_of(kind).meaning,
+            touched[severity, kind],
             len(groups[severity, kind]),
-            len(groups[severity, kind]) / rows,
+            touched[severity, kind] / rows,
             kind_of(kind).remedy,
             done.get(kind, ""),
             [(row, _shown(detail)) for row, detail in groups[severity, kind][:_EXAMPLES]],
@@ -114,5 +117,5 @@ def _totals(tables: Iterable[FoundBy]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for table in tables:
         for row in table.rows:
-            counts[row.severity] += row.rows
+            counts[row.severity] += row.findings
     return counts

@@ -242,22 +242,31 @@ def _answer(row: dict[str, Any]) -> str:
 def _options(left: dict[str, Any], right: dict[str, Any], metric: str) -> list[Option]:
     """The choices side by side; none where the document is not one of multiple choice."""
     ours, theirs = likelihoods(left), likelihoods(right)
-    if not ours or [text for text, _ in ours] != [text for text, _ in theirs]:
+    texts = [text for text, _ in ours]
+    # Where the choices are put into the prompt (Winogrande), all options have the one continuation for their text.
+    if len(set(texts)) < 2 or texts != [text for text, _ in theirs]:
         return []
     picks = [_picked(row, found, metric) for row, found in ((left, ours), (right, theirs))]
-    target = str(left.get("target", ""))
+    gold = _reference(str(left.get("target", "")), texts)
     return [
         Option(
             shortened(text, LONGEST_TEXT),
             before,
             after,
-            is_reference=target in (str(number), text.strip()),
+            is_reference=number == gold,
             is_picked_before=picks[0] == number,
             is_picked_after=picks[1] == number,
             length=_length_of(text, metric),
         )
         for number, ((text, before), (_, after)) in enumerate(zip(ours, theirs, strict=True))
     ]
+
+
+def _reference(target: str, texts: Sequence[str]) -> int | None:
+    """The number of the right option. Digits are its number, also where the options are numbers themselves."""
+    if target.isdecimal() and int(target) < len(texts):
+        return int(target)
+    return next((number for number, text in enumerate(texts) if text.strip() == target), None)
 
 
 def _length_of(option: str, metric: str) -> int:

@@ -23,8 +23,8 @@ def records(found: Sequence[Board]) -> list[dict[str, Any]]:
     """The flat records of the leaderboard with those of reward models, held-out text and number formats; equal keys.
 
     A missing number is None. Beside those of `leaderboard.rows_of`: reward_FIGURE of `rated.main_figures`, with
-    reward_FIGURE_seed_sd of accuracy, over_length and ece, and reward_report, the path of its page; TASK_loss with its
-    interval and TASK_kl (nats a token, the last policy against the base); QUANTIZER_retention, QUANTIZER_flips,
+    reward_FIGURE_seed_sd of accuracy, over_length and ece, and reward_report, the path of its page; TASK_loss_change
+    with interval and TASK_kl (nats a token, the last policy against the base); QUANTIZER_retention, QUANTIZER_flips,
     QUANTIZER_TASK_kl and _kl_p99, QUANTIZER_TASK_perplexity, and QUANTIZER_METRIC of its footprint, also of the format
     `unquantized`.
     """
@@ -86,10 +86,15 @@ def _board(board: Board) -> str:
     columns = {"Rank": [entry.rank for entry in board.entries], "Arm": [arm.name for arm in arms]}
     columns["Seeds"] = [str(len(arm.runs)) for arm in arms]
     if any(arm.tasks("gain") for arm in arms):
-        columns["Score (%)"] = [_score(arm.final_score()) for arm in arms]
+        scores = [arm.final_score() for arm in arms]
+        columns[f"Score ({_unit(scores, '%')})"] = [_score(score) for score in scores]
     if any(arm.stages for arm in arms):
-        columns["Gain (pp, 95 % CI)"] = [_brief(arm.average("gain")) for arm in arms]
-        columns["Retention (pp, 95 % CI)"] = [_retention(arm) for arm in arms]
+        gains = [arm.average("gain") for arm in arms]
+        columns[f"Gain ({_unit(gains, 'pp')}, 95 % CI)"] = [_brief(gain) for gain in gains]
+        retentions = [arm.average("retention") for arm in arms]
+        columns[f"Retention ({_unit(retentions, 'pp')}, 95 % CI)"] = [
+            _retention(arm) for arm in arms
+        ]
         columns["Forgotten"] = [_forgotten(arm) for arm in arms]
     if any(arm.rating for arm in arms):
         columns["Reward model accuracy (%, 95 % CI)"] = [_accuracy(arm) for arm in arms]
@@ -99,8 +104,18 @@ def _board(board: Board) -> str:
         name = f"Loss on {task} (nats/token, lower is better, 95 % CI), KL from base"
         columns[name] = [_text(arm, task) for arm in arms]
     for name in board.quantizers:
-        columns[f"{name} (pp, 95 % CI), footprint"] = [_form(arm, name) for arm in arms]
+        costs = [arm.cost(name) for arm in arms]
+        columns[f"{name} ({_unit(costs, 'pp')}, 95 % CI), footprint"] = [
+            _form(arm, name) for arm in arms
+        ]
     return table(list(columns), list(zip(*columns.values(), strict=True)))
+
+
+def _unit(measured: Sequence[MeanScore] | Sequence[Change], of_shares: str) -> str:
+    """What a column is headed with: nats and perplexities are no shares."""
+    units = {True: of_shares, False: "own unit"}
+    found = {one.is_share for one in measured if not one.is_missing}
+    return " or ".join(units[is_share] for is_share in sorted(found, reverse=True)) or of_shares
 
 
 def _score(score: MeanScore) -> str:
@@ -130,7 +145,7 @@ def _accuracy(arm: Arm) -> str:
     few = f", {seeds} seed(s) only" if seeds < len(arm.runs) else ""
     n = MISSING if math.isnan(r["n"]) else f"{r['n']:.0f}"
     ends = f" [{value(r['ci_low'])}, {value(r['ci_high'])}]"
-    return f"{_reported(arm.rating, 'accuracy', value, ends)}, n = {n}{few}"
+    return Own(f"{_reported(arm.rating, 'accuracy', value, ends)}, n = {n}{few}")
 
 
 def _over_length(arm: Arm) -> str:
@@ -150,7 +165,7 @@ def _reported(found: Rating, name: str, show: Callable[[float], str], ends: str 
     text = show(found.figures[name])
     linked = f"[{text}]({found.page})" if found.page else text
     spread = found.spreads[name]
-    return linked + ends + ("" if math.isnan(spread) else f", seed sd {value(spread)}")
+    return Own(linked + ends + ("" if math.isnan(spread) else f", seed sd {value(spread)}"))
 
 
 def _texts(arm: Arm) -> list[Text]:
@@ -179,9 +194,16 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in rows) + "\n"
 
 
+class Own(str):
+    """Markdown of this program's own, which a table leaves as it is."""
+
+
 def cell(text: str) -> str:
-    """Foreign text on one line of Markdown: no markup, no column of its own."""
+    """Foreign text on one line of Markdown: no HTML, no link, no image, no column of its own."""
+    if isinstance(text, Own):
+        return text
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    text = re.sub(r"\](?=[(\[:])", "&#93;", text)  # a character reference never makes a link
     return re.sub(r"\s+", " ", text)
 
 

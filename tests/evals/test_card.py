@@ -23,7 +23,11 @@ def run(tmp_path: Path) -> Path:
         write_evaluation(folder / f"evals/{policy}-none-general", "general", "retention", tasks)
     worse = {"json": marks(0, 1, 1, 1, 0, 0, 1, 1)}
     write_evaluation(folder / "evals/dpo-int8-task", "task", "gain", worse, quantizer="int8")
-    write_run(folder, [*TASK, *GENERAL, ("dpo", "int8", "task")], title="Title | with *marks* <b>")
+    write_run(
+        folder,
+        [*TASK, *GENERAL, ("dpo", "int8", "task")],
+        title="Title | with *marks* <b> ![](http://x/y.png)",
+    )
     write_json(folder / "config.json", {"dpo": {"args": {"beta": 0.1}, "peft": {"method": "lora"}}})
     return folder
 
@@ -54,7 +58,7 @@ def test_the_text_holds_deltas_settings_and_commands(run: Path) -> None:
     assert "python -m align +experiment=demo" in text
     assert "| json | acc (%) | 25.0 ± 16.4 | 75.0 ± 16.4 | 8 | gain |" in text
     assert "Not measured: size and speed; the spread between seeds (one seed)" in text
-    assert "Title \\| with *marks* &lt;b>" in text
+    assert "Title \\| with *marks* &lt;b> ![&#93;(http" in text
 
 
 def test_a_base_model_is_named_only_where_it_is_one_of_the_hub(run: Path) -> None:

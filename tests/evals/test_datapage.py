@@ -13,7 +13,7 @@ import pytest
 
 from conf.schema import Clean, Data, Part
 from evals.report import build_report
-from evals.site.datafindings import tables
+from evals.site.datafindings import severities, tables
 from evals.site.datapage import gap_meaning
 from evals.site.datause import Look
 from reward.data import prepare
@@ -334,3 +334,14 @@ def test_lengths_of_nothing_and_of_one_size_can_be_drawn() -> None:
         svg = spread_chart("a", [Spread("prompt", quantiles)], "characters")
         assert "nan" not in svg
         assert f"prompt {quantiles[3]:.0f}" in svg
+
+
+def test_two_findings_in_one_row_are_one_row() -> None:
+    findings = [
+        {"row": 1, "kind": "contamination", "severity": "warning", "detail": detail}
+        for detail in ("of one document", "of another", "of a third")
+    ]
+    found = tables({"rows": 2, "steps": []}, [Look({"findings": findings}, {"sft": {"a": [0]}})])
+    ((row,),) = (table.rows for table in found)
+    assert (row.rows, row.share, row.findings) == (1, 0.5, 3)
+    assert severities(found)["warning"] == 3

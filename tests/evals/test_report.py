@@ -9,11 +9,14 @@ import math
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from evals.leaderboard import leaderboard_rows, rank_ranges
 from evals.report import build_report, main
@@ -136,6 +139,13 @@ def rewrite_scores(run: Path, **fields: Any) -> None:
         path.write_text(json.dumps(record), "utf-8")
 
 
+def rename_metric(run: Path, name: str, **fields: Any) -> None:
+    """Call the one metric of a run by another name, and change fields of its scores."""
+    for path in (*run.rglob("*.jsonl"), *run.rglob("results.json")):
+        path.write_text(path.read_text("utf-8").replace('"acc"', f'"{name}"'), "utf-8")
+    rewrite_scores(run, metric=name, **fields)
+
+
 def page(runs: Path, out: Path) -> str:
     """Every page of the site, one after the other."""
     build_report(runs, out)
@@ -206,7 +216,9 @@ def test_a_wider_margin_forgives(runs: Path) -> None:
 def test_a_rebuild_is_byte_identical(runs: Path, tmp_path: Path) -> None:
     build_report(runs, tmp_path / "a")
     build_report(runs, tmp_path / "b")
-    files = (path for path in (tmp_path / "a").rglob("*") if path.is_file())
+    files = (
+        path for path in (tmp_path / "a").rglob("*") if path.is_file() and path.name != ".lock"
+    )
     names = sorted(path.relative_to(tmp_path / "a").as_posix() for path in files)
     assert names == [
         "arms/demo-0a1b2c3d.html",
@@ -345,6 +357,9 @@ def test_a_gain_in_a_metric_where_less_is_better_is_positive(tmp_path: Path) -> 
     text = page(run, tmp_path / "site")
     assert "−75.0" in text  # its table shows the metric as it is
     assert "6 gained, 2 the same" in text
+    arm = only(tmp_path / "site/arms", "*.html")
+    assert "acc in %, lower is better, on 8 held-out documents" in arm
+    assert "Change vs base" in arm
 
 
 def test_two_gain_tasks_are_averaged_and_one_lost_task_leaves_no_average(tmp_path: Path) -> None:
@@ -363,6 +378,68 @@ def test_two_gain_tasks_are_averaged_and_one_lost_task_leaves_no_average(tmp_pat
     (row,) = leaderboard_rows(run)
     assert (row["gain"], row["gain_note"]) == (None, "dpo was not measured on more")
     page(run, tmp_path / "site")
+
+
+def test_a_loss_is_not_headed_with_percent_and_two_of_them_are_averaged(tmp_path: Path) -> None:
+    run = tmp_path / "runs"
+    tasks = {"json": BASE, "yaml": marks(*[3] * 8)}
+    write_evaluation(run / "evals/base-none-task", "task", "gain", tasks)
+    write_evaluation(run / "evals/dpo-none-task", "task", "gain", tasks | {"json": marks(*[2] * 8)})
+    rename_metric(run, "loss", higher_is_better=False)
+    write_run(run, TASK)
+    (row,) = leaderboard_rows(run)
+    assert (row["score"], row["score_note"]) == (2.5, "")
+    assert row["gain"] == pytest.approx((0.25 - 2) / 2)
+    assert "common unit" not in page(run, tmp_path / "site")
+    text = (tmp_path / "site/leaderboard.md").read_text("utf-8")
+    assert "| Score (own unit) | Gain (own unit, 95 % CI) | Retention (pp, 95 % CI) |" in text
+    assert "| −0.8750 [" in text
+
+
+def test_arms_are_found_by_their_verdicts(runs: Path, tmp_path: Path) -> None:
+    index = build_report(runs, tmp_path / "site")
+    assert 'data-verdicts="better forgot"' in index.read_text("utf-8")
+    open_task = {"kept": marks(*[1] * 8), "lost": marks(*[1] * 7, 0)}
+    write_evaluation(runs / "one/evals/dpo-none-general", "general", "retention", open_task)
+    index = build_report(runs, tmp_path / "site")  # one is retained, one inconclusive
+    assert 'data-verdicts="better"' in index.read_text("utf-8")
+    same = {name: marks(*[1] * 8) for name in open_task}
+    write_evaluation(runs / "one/evals/dpo-none-general", "general", "retention", same)
+    index = build_report(runs, tmp_path / "site")
+    assert 'data-verdicts="better kept"' in index.read_text("utf-8")
+
+
+def test_a_margin_of_its_own_is_told_in_points(runs: Path, tmp_path: Path) -> None:
+    write_run(runs / "one", [*TASK, *GENERAL], margins={"kept": 0.05})
+    assert "Margins of their own: kept 5 points." in page(runs, tmp_path / "site")
+
+
+def test_the_adjusted_p_is_of_the_declared_family(runs: Path, tmp_path: Path) -> None:
+    names = [*TASK, *GENERAL]
+    write_run(runs / "one", names, family=["json/acc", "kept"])
+    for path in runs.rglob("*-none-task/results.json"):  # the hypothesis is no main metric
+        record = json.loads(path.read_text("utf-8"))
+        (score,) = record["scores"]
+        main = score | {"metric": "other", "is_main": True}
+        path.write_text(json.dumps(record | {"scores": [score | {"is_main": False}, main]}))
+    text = page(runs, tmp_path / "site")
+    assert "Holm's over the declared family, json/acc, kept." in html.unescape(text)
+    (cells,) = re.findall(r"<td>json</td><td>acc</td>.*?</tr>", text, re.S)
+    p, adjusted, _ = re.findall(r'<td class="r num">([^<]*)</td>', cells)[-3:]
+    assert (p, adjusted) == ("0.125", "0.250")
+
+
+def test_a_missing_stderr_is_drawn_without_an_interval(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite_scores(runs, stderr=None)
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        "evals.site.armpage.score_chart", lambda _, points, __: str(drawn.extend(points))
+    )
+    page(runs, tmp_path / "site")
+    assert drawn
+    assert all(math.isnan(end) for point in drawn for end in (point.low, point.high))
 
 
 def test_a_run_that_trained_nothing_has_a_page(tmp_path: Path) -> None:
@@ -406,6 +483,22 @@ def test_one_task_under_two_settings_is_two_tests(tmp_path: Path) -> None:
     rows = leaderboard_rows(tmp_path / "runs")
     assert [row["rank"] for row in rows] == ["1", "1"]
     assert len({row["test"] for row in rows}) == 2
+
+
+def test_suites_of_other_names_and_equal_settings_are_one_test(tmp_path: Path) -> None:
+    for name, dpo in (("task", BASE), ("renamed", marks(*[1] * 8))):
+        run = tmp_path / "runs" / name
+        for policy, answers in (("base", BASE), ("dpo", dpo)):
+            folder = run / f"evals/{policy}-none-{name}"
+            write_evaluation(folder, name, "gain", {"json": answers})
+        suites = [(policy, "none", name) for policy in ("base", "dpo")]
+        write_run(run, suites, experiment=name)
+    rows = leaderboard_rows(tmp_path / "runs")
+    assert [(row["test"], row["rank"], row["name"]) for row in rows] == [
+        ("json", "1", "renamed"),
+        ("json", "2", "task"),
+    ]
+    assert "overlap of intervals" not in page(tmp_path / "runs", tmp_path / "site")
 
 
 def test_hostile_text_is_escaped(tmp_path: Path) -> None:
@@ -512,6 +605,20 @@ def test_a_record_that_names_no_pick_has_no_legend_of_it(tmp_path: Path) -> None
     assert "picked" not in text.replace(".picked.", "")
 
 
+def test_options_with_one_text_are_shown_as_answers(tmp_path: Path) -> None:
+    answer = {"answer": "-1.500  was late.\n-2.500  was late.", "options": None}
+    text = compared_choices(tmp_path / "runs", "acc", target="was late.", **answer)
+    assert "✓" not in text
+    assert "-2.500  was late." in text
+
+
+def test_a_reference_is_one_option_also_where_options_are_numbers(tmp_path: Path) -> None:
+    options = [f" {number}" for number in (3, 5, 6, 8)]
+    answer = "\n".join(f"-{place}.500 {text}" for place, text in enumerate(options))
+    text = compared_choices(tmp_path / "runs", "acc", target="3", answer=answer, options=options)
+    assert re.findall(r"✓ +(\d)", text) == ["8", "8"]  # of two documents
+
+
 def test_options_are_read_back_with_their_line_breaks() -> None:
     row = {"answer": "-17.5 a\nb\n-3.25 c\n-inf d", "options": ["a\nb", "c", "d"]}
     assert likelihoods(row) == [("a\nb", -17.5), ("c", -3.25), ("d", -math.inf)]
@@ -569,6 +676,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
     assert str(folder) in line
+    assert not (tmp_path / "site").exists()
 
 
 def test_a_folder_without_runs_and_a_bad_margin_are_refused(
@@ -599,3 +707,17 @@ def test_drawing_libraries_load_only_when_a_page_is_made() -> None:
     code = "import sys, evals.report; print('matplotlib' in sys.modules, 'jinja2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_of_two_builders_the_later_reads_the_later_records(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "site"
+    out.mkdir()
+    with ThreadPoolExecutor() as pool, FileLock(out / ".lock") as lock:
+        built = pool.submit(build_report, runs, out)
+        time.sleep(0.3)  # it waits for the lock
+        write_task(runs / "two", BASE, BASE)
+        write_run(runs / "two", TASK, experiment="newer")
+        lock.release()
+        built.result()
+    assert "newer" in (out / "index.html").read_text("utf-8")
+    assert not list(out.rglob("*.tmp"))
