@@ -190,7 +190,7 @@ class Contrast:
                 one
                 for suite in suites
                 for one in self.pairings[seed][suite]
-                if (one.score.task, one.score.metric) in kept
+                if one.score.is_main and (one.score.task, one.score.metric) in kept
             ]
             for seed in seeds
         ]
