@@ -6,16 +6,18 @@ Texts stay in their memory-mapped file; a row takes less than 1 KB of memory bes
 """
 
 import re
+import unicodedata
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reward import minhash
+from reward.language import marks
 from reward.workers import in_order, workers
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ FIELD_SIMILARITY = 0.5
 
 _ROWS_A_TASK = 8192
 _CHARACTERS_AT_ONCE = 1 << 20  # about 30 MiB of hashes
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +109,20 @@ class _Texts:
 
 
 def normalised_fields(text: str) -> list[str]:
-    """The words of each field in lower case, one space between them.
+    """The words of each field in lower case and NFKC, one space between them.
 
     A field without a word stands for itself: two different emojis are not the same.
     """
     return [
-        " ".join(_WORD.findall(field)) or field.strip() for field in text.lower().split(SEPARATOR)
+        unicodedata.normalize("NFKC", " ".join(_word().findall(field)) or field.strip())
+        for field in text.lower().split(SEPARATOR)
     ]
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    """A letter, with the letters and marks that follow it; a mark alone belongs to a symbol, such as an emoji."""
+    return re.compile(rf"\w[\w{marks()}]*")
 
 
 def whole(fields: list[str]) -> str:

@@ -6,6 +6,7 @@ RE2 reads a batch for what may be there, a library looks closely at the few text
 
 import random
 import re
+import unicodedata
 from collections import Counter
 from functools import cache
 from typing import Any
@@ -178,6 +179,16 @@ def _language(text: str) -> str:
     language, confidence = _identifier().classify(text)
     is_clear = confidence >= _MIN_CONFIDENCE and language != "zxx"  # the code for no language
     return str(language) if is_clear else "unknown"
+
+
+@cache
+def marks() -> str:
+    """The combining marks, which `re` leaves out of words: without them, 'boy' and 'girl' are the same in Hindi.
+
+    Those beyond 16 bits are of rare scripts, and would make a pattern twice as slow.
+    """
+    codes = map(chr, range(0x300, 0x10000))
+    return "".join(code for code in codes if unicodedata.category(code)[0] == "M")
 
 
 @cache

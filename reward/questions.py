@@ -2,9 +2,12 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
+from reward.language import marks
 from reward.turns import BadRow, Message, text_of
 
 # Characters of a question and of an answer.
@@ -30,9 +33,8 @@ _REFERENCE = re.compile(
     r"|\baccording to (?:it|them)\b",
     re.IGNORECASE,
 )
-# A word, or one character of a script that puts no spaces between words.
 _HAN = "\u3040-\u30ff\u3400-\u9fff"
-_WORD = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
+_LETTER = rf"[^\W_{_HAN}]"
 _NO_CONTENT = "a an the is are was were be been do does did s"
 _ARTICLES = frozenset(_NO_CONTENT.split())
 _NO_CONTENT += (
@@ -131,4 +133,11 @@ def same_question(question: str) -> tuple[str, ...]:
 
 
 def _words(text: str) -> Iterator[str]:
-    return (found.group() for found in _WORD.finditer(text.casefold()))
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return (found.group() for found in _word().finditer(text))
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    """A word, or one character of a script that puts no spaces between words."""
+    return re.compile(rf"[{_HAN}]|{_LETTER}+(?:[{marks()}]+{_LETTER}*)*")

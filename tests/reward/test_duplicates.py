@@ -215,6 +215,18 @@ def test_scripts_of_the_world(write: Write) -> None:
     assert [(match.index, match.original) for match in found] == [(2, 0), (3, 1), (6, 4)]
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "is_found"),
+    [
+        ("लड़का कहाँ है", "लड़की कहाँ हैं", False),  # the boy, the girls: only marks differ
+        ("caf\u00e9 ＡＢＣ", "cafe\u0301 abc", True),
+        ("\u2764\ufe0f", "\u2600\ufe0f", False),  # a heart, the sun
+    ],
+)
+def test_marks_are_part_of_words(write: Write, one: str, other: str, is_found: bool) -> None:
+    assert bool(near_duplicates(write([one, other]))) is is_found
+
+
 @pytest.mark.parametrize("texts", [[], ["one"], ["", ""], ["ab", "AB", "abc"]])
 def test_few_or_short(write: Write, texts: list[str]) -> None:
     found = [(match.index, match.original) for match in near_duplicates(write(texts))]

@@ -538,6 +538,8 @@ def test_questions_that_are_the_same() -> None:
     )
     assert same_question("Is A taller than B?") != same_question("Is B taller than A?")
     assert same_question("Who founded Rome?") != same_question("When was Rome founded?")
+    assert same_question("लड़का कौन है?") != same_question("लड़की कौन है?")  # the boy, the girl
+    assert same_question("Ｃａｆｅ\u0301?") == same_question("caf\u00e9?")
 
 
 @pytest.mark.parametrize(
