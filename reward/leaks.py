@@ -1,5 +1,6 @@
 """Benchmarks in the training data: findings by row, and the index that they are found with."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,9 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conf.entry import UserError
+from reward.child import overrides
 from reward.duplicates import SEPARATOR
 from reward.findings import KINDS, Finding
 from reward.store import content_key
@@ -22,6 +24,10 @@ _SPLIT_SHARE = 0.5
 _SPLIT_FEWEST = 5  # documents
 _TEMPLATE_PROMPTS, _TEMPLATE_DOCUMENTS = 4, 2  # strong hits
 _BATCH = 1000  # texts
+# `task: NAME`, either of them quoted, as in the files that lm-eval's own scripts write; a list would be a group.
+_TASK = re.compile(
+    r"""^(["']?)task\1[ \t]*:[ \t]+(["']?)([^\s"'#\[{]+)\2[ \t]*(?:[ \t]#.*)?$""", re.MULTILINE
+)
 
 
 def find_leaks(texts: Iterable[str], rows: Sequence[int], index_file: Path) -> list[Finding]:
@@ -119,19 +125,16 @@ def build_index(against: list[str], folder: Path) -> Path:
 
 def _documents_file(name: str, out: Path) -> str:
     """A path that `read_documents` reads; what needs lm-eval is asked of `python -m evals.documents`."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     tasks = sorted(path.glob("**/*.yaml")) if path.is_dir() else []
     if path.exists() and not tasks:
         return name
-    overrides = [f"suite={name}"]
+    values: dict[str, Any] = {"suite": name}
     if tasks:
         names = [found for file in tasks if (found := _task_name(file))]
-        overrides = [
-            "suite=local",
-            f"suite.include_path={path}",
-            f"suite.tasks=[{','.join(names)}]",
-        ]
-    command = [sys.executable, "-m", "evals.documents", *overrides, f"out={out}"]
+        values = {"suite": "local", "suite.include_path": str(path), "suite.tasks": names}
+    settings = overrides(values | {"out": str(out)})
+    command = [sys.executable, "-m", "evals.documents", *settings]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = done.stderr.strip().split("\n")[-1].removeprefix("error: ")
@@ -141,5 +144,5 @@ def _documents_file(name: str, out: Path) -> str:
 
 def _task_name(file: Path) -> str | None:
     """The task that an lm-eval task file defines; other YAML files define groups or defaults."""
-    found = re.search(r"^task:\s*([\w.-]+)\s*$", file.read_text(encoding="utf-8"), re.MULTILINE)
-    return found[1] if found else None
+    found = _TASK.search(file.read_text(encoding="utf-8-sig", errors="replace"))
+    return found[3] if found else None

@@ -1,10 +1,14 @@
 """What counts as a leak of a benchmark, and what as a phrase or a template."""
 
 import json
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from conf.entry import UserError
 from reward.leaks import build_index, find_leaks
 
 WORDS = [
@@ -54,3 +58,37 @@ def test_most_of_a_benchmark_is_an_evaluation_split(index: Path) -> None:
     kinds = [f.kind for f in find_leaks(texts + padding, range(25), index)]
     assert kinds.count("eval_split") == 1
     assert kinds.count("contamination") == 5
+
+
+TASK_FILES = {
+    "plain.yaml": b"dataset_path: json\ntask: plain-1.2\n",
+    "quoted.yaml": b'\xef\xbb\xbf"task": "mmlu_(abstract)"\r\n"tag": "mmlu_stem_tasks"\r\n',
+    "single.yaml": b"task: 'single'  # the only one\n",
+    "latin.yaml": b"description: caf\xe9\ntask: latin # caf\xe9\n",
+    "group.yaml": b"group: all\ntask:\n  - plain-1.2\n  - task: inner\n",
+    "listed.yaml": b"group: all\ntask: [latin, single]\n",
+    "default.yaml": b"subtask: a\ntask_alias: b\n# task: c\n",
+}
+
+
+def test_every_task_file_of_a_folder_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tasks (new, a=b) it's"
+    folder.mkdir()
+    for name, content in TASK_FILES.items():
+        (folder / name).write_bytes(content)
+    asked: dict[str, Any] = {}
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        for override in OverridesParser.create().parse_overrides(command[3:]):
+            asked[override.key_or_group] = override.value()
+        return subprocess.CompletedProcess(command, 1, "", "error: enough")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(UserError, match="enough"):
+        build_index([str(folder)], folder)
+    assert asked["suite"] == "local"
+    assert asked["suite.include_path"] == str(folder)
+    assert asked["suite.tasks"] == ["latin", "plain-1.2", "mmlu_(abstract)", "single"]
+    assert asked["out"] == str(folder / "documents-0.jsonl")
