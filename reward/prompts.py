@@ -70,16 +70,19 @@ def read_prompts(
     left_out = Counter(unusable=0, repeated=0)
     first, rows = "", 0
     for place, raw in open_rows(source, where):
-        rows += 1
         try:
             row = parse(raw)
             name = detect(row) if source.format == "auto" else source.format
             record = NORMALISERS[name](row)
             prompt = prompt_of(record)
         except BadRow as error:
+            if error.kind == "blank_line":
+                continue
+            rows += 1
             left_out["unusable"] += 1
             first = first or f"{place}: {error}"
             continue
+        rows += 1
         key = key_of(prompt.prompt, prompt.tools)
         facts = facts_of(record)
         if key in found:

@@ -28,6 +28,9 @@ Line = tuple[str, Raw]  # with its place, such as `prefs.jsonl:17`
 Numbered = tuple[int, Raw]
 
 _CSV_FIELD_LIMIT = 1 << 30  # Python stops at 128 KiB, which long conversations exceed
+# Of an integer beyond 64 bits, orjson makes a float. A regular expression would take six times as long to find one.
+_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_LONG_NUMBER = b"0" * 19
 
 
 def read_file(path: Path) -> Iterator[Numbered]:
@@ -96,12 +99,13 @@ def parse(raw: Raw) -> Row:
     if not isinstance(raw, bytes):
         return raw
     try:
-        return _object(orjson.loads(raw))
+        if _LONG_NUMBER not in raw.translate(_ZEROS):
+            return _object(orjson.loads(raw))
     except orjson.JSONDecodeError:
         pass
     if not raw.strip():
         raise BadRow("the line is blank", "blank_line")
-    try:  # slower, with better reasons
+    try:  # slower, with better reasons and exact integers
         return _object(_loads(raw.rstrip(b"\r\n").decode()))
     except UnicodeDecodeError as error:
         raise BadRow(f"it is not UTF-8 text (byte {error.start + 1})", "broken_line") from None

@@ -28,6 +28,8 @@ def read(folder: Path, rows: list[dict[str, Any]], **more: Any) -> list[Asked]:
     [
         ({"prompt": "a", "reference": "b"}, ["b"]),
         ({"prompt": "a", "answer": 4}, ["4"]),
+        ({"prompt": "a", "answer": 147573952589676412927}, ["147573952589676412927"]),
+        ({"prompt": "a", "answer": -9223372036854775809}, ["-9223372036854775809"]),
         ({"prompt": "a"}, []),
         ({"messages": [*user("a"), {"role": "assistant", "content": "b"}]}, ["b"]),
         ({"question": "a", "answer": "b #### 4"}, ["b #### 4"]),
@@ -45,6 +47,17 @@ def test_answers_of_a_repeated_prompt_are_all_right_and_counted_once(tmp_path: P
     rows = [("a", "1"), ("b", "2"), ("a", "3"), ("a", "1")]
     found = read(tmp_path, [{"prompt": prompt, "reference": text} for prompt, text in rows])
     assert [asked.references for asked in found] == [["1", "3"], ["2"]]
+
+
+def test_a_blank_line_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('\n{"prompt": "a"}\n  \n\n')
+    found, left_out = read_prompts(Source(source=str(path)), "test", 0.0)
+    assert [asked.prompt for asked in found.values()] == [user("a")]
+    assert left_out["unusable"] == 0
+    path.write_text('{"prompt": "a"}\n\n\n\n{"answer": "b"}\n')
+    with pytest.raises(UserError, match=r"test: 1 of 2 rows cannot be used"):
+        read_prompts(Source(source=str(path)), "test", 0.4)
 
 
 def test_the_limit_counts_prompts(tmp_path: Path) -> None:
