@@ -8,6 +8,8 @@ import json
 import re
 from typing import Any
 
+import orjson
+
 Row = dict[str, Any]
 Message = dict[str, Any]
 
@@ -115,10 +117,13 @@ def tools_of(row: Row) -> list[Any] | None:
             tools = json.loads(tools)
         except ValueError as error:
             raise BadRow("'tools' is text that is not JSON") from error
+        except RecursionError:
+            raise BadRow("'tools' is nested too deeply") from None
     if tools in (None, "", [], {}):
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise BadRow(f"'tools' is {kind_of(tools)}, expected a list of tool definitions")
+    _check_writable(tools, "'tools'")
     return tools
 
 
@@ -181,6 +186,8 @@ def check_turn(turn: Any, where: str) -> Message:
     if "content" not in message:
         raise BadRow(f"{where} has no content", "empty_turn")
     _check_text(message["content"], where, may_be_blank)
+    if len(message) > 2:
+        _check_writable(message, where)
     return message
 
 
@@ -214,6 +221,14 @@ def _check_text(value: Any, name: str, may_be_blank: bool = False) -> str:
     if not value.isascii() and not _is_encodable(value):
         raise BadRow(f"{name} has half a surrogate pair, which no tokenizer can read")
     return value
+
+
+def _check_writable(value: Any, name: str) -> None:
+    """Refuse what no file or server takes: integers beyond 64 bits, half a surrogate pair, too deep a nest."""
+    try:
+        orjson.dumps(value, default=str)
+    except TypeError as error:
+        raise BadRow(f"{name} cannot be written as JSON: {error}") from None
 
 
 def _is_encodable(text: str) -> bool:

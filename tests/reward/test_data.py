@@ -321,7 +321,7 @@ def test_rows_that_are_nested_too_deeply_are_counted_by_small_commands(tmp_path:
     path = write(tmp_path / "a.jsonl", [deep, ROWS[0]])
     reading = Reading(str(path), lambda row, _: NORMALISERS[detect(row)](row), "negatives")
     assert list(reading) == [NORMALISERS["alpaca"](ROWS[0])]
-    assert (reading.rows, reading.bad) == (2, ["a.jsonl:1: it is nested too deeply"])
+    assert (reading.rows, reading.bad) == (2, ["a.jsonl:1: 'tools' is nested too deeply"])
 
 
 def test_an_audit_that_cannot_be_written_is_refused_before_it_runs(
@@ -405,6 +405,20 @@ def test_an_unusable_line_is_named(line: bytes, reason: str) -> None:
     assert [problem.where for problem in loaded.dropped] == ["rows.jsonl:3"]
     assert reason in loaded.dropped[0].reason
     assert len(loaded.records) == 2
+
+
+@pytest.mark.parametrize("argument", ["18446744073709551616", '"\\ud83d"'])
+def test_a_tool_call_that_cannot_be_written_is_one_row(argument: str) -> None:
+    def line(call: str) -> bytes:
+        turns = [("human", "a"), ("function_call", call), ("observation", "b"), ("gpt", "c")]
+        return json.dumps(
+            {"conversations": [{"from": who, "value": said} for who, said in turns]}
+        ).encode()
+
+    calls = [f'{{"name": "f", "arguments": {{"x": {value}}}}}' for value in ("1", argument)]
+    loaded = load_bytes(b"\n".join(map(line, calls)), max_bad_fraction=0.5)
+    assert [problem.where for problem in loaded.dropped] == ["rows.jsonl:2"]
+    assert loaded.dropped[0].reason.startswith("turn 2 cannot be written as JSON: ")
 
 
 def test_the_format_comes_from_the_first_usable_row() -> None:

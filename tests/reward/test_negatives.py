@@ -270,6 +270,10 @@ def test_the_demo_gets_every_json_fault(tmp_path: Path, monkeypatch: pytest.Monk
             "its format preference is no demonstration",
         ),
         ([{"question": "q"}], "cannot be used"),
+        (
+            [{"question": "q", "answer": "{}", "tools": '[{"maximum": 18446744073709551616}]'}],
+            "in.jsonl:1: 'tools' cannot be written as JSON",
+        ),
         ([], "has no rows"),
     ],
 )
