@@ -8,7 +8,7 @@ repeats it does not give itself away. The rules are of English text, and see onl
 import random
 import re
 from collections.abc import Callable
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from itertools import pairwise
 
 Fault = Callable[[str, random.Random], str | None]
@@ -67,14 +67,15 @@ def _number(answer: str, rng: random.Random) -> str | None:
 
 def _other_number(text: str, rng: random.Random) -> str:
     """A nearby number in the same notation: as many decimals, commas where there were some."""
-    value = Decimal(text.replace(",", ""))
-    decimals = len(text.partition(".")[2])
-    unit = Decimal(1).scaleb(-decimals)
-    steps = [unit, 2 * unit, 10 * unit, max(unit, abs(value) // 10)]
-    others = [value + sign * step for step in steps for sign in (1, -1)]
-    likely = [other for other in others if (other < 0) == (value < 0) and other != 0]
-    new = rng.choice(likely)
-    return f"{new:,.{decimals}f}" if "," in text else f"{new:.{decimals}f}"
+    with localcontext(prec=len(text) + 2):  # the usual 28 digits may be too few
+        value = Decimal(text.replace(",", ""))
+        decimals = len(text.partition(".")[2])
+        unit = Decimal(1).scaleb(-decimals)
+        steps = [unit, 2 * unit, 10 * unit, max(unit, abs(value) // 10)]
+        others = [value + sign * step for step in steps for sign in (1, -1)]
+        likely = [other for other in others if (other < 0) == (value < 0) and other != 0]
+        new = rng.choice(likely)
+        return f"{new:,.{decimals}f}" if "," in text else f"{new:.{decimals}f}"
 
 
 def _date(answer: str, rng: random.Random) -> str | None:

@@ -162,6 +162,14 @@ def test_numbers_by_hand() -> None:
     assert stated("number", "1. Mix\n2) Bake A4 at 10:30 on 2024-05-01 with v1.2.3") == set()
 
 
+def test_a_number_may_have_any_length() -> None:
+    power = str(2**100)
+    wrong = {text.removeprefix("#### ") for text in stated("final_answer", f"#### {power}")}
+    tenth = 2**100 // 10
+    assert wrong == {str(2**100 + sign * step) for step in (1, 2, 10, tenth) for sign in (1, -1)}
+    assert f"#### 0.{'3' * 39}4" in stated("final_answer", f"#### 0.{'3' * 40}")
+
+
 def test_dates_by_hand() -> None:
     made = stated("date", "In March 1999 they may march on Monday; March on!")
     assert "In June 1999 they may march on Monday; March on!" in made
