@@ -102,8 +102,9 @@ def _nested(row: Row) -> Task:
     prompt = opening(row) + text_or_turns(row, key, "user")
     completions = []
     for number, item in enumerate(list_of(row, "completions"), 1):
-        name = next((name for name in _TEXTS if isinstance(item, dict) and name in item), None)
-        if name is None or not isinstance(text := item[name], str):
+        found = item if isinstance(item, dict) else {}
+        text = next((found[name] for name in _TEXTS if found.get(name) is not None), None)
+        if not isinstance(text, str):
             raise BadRow(f"completion {number} is {kind_of(item)}, expected an object with text")
         completions.append([make_turn("assistant", text)])  # a model may well have said nothing
         check_order(prompt + completions[-1], "prompt and completion: ")

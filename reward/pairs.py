@@ -28,6 +28,7 @@ from reward.scored import Scored, Task, task_of
 from reward.turns import Row, differ_in_spaces_only
 
 _QUANTILES = (0, 0.25, 0.5, 0.75, 1)
+_UNSCORED = "completions without a score"
 
 METHODS = {
     "best_worst": "the best completion against the worst",
@@ -115,15 +116,25 @@ def _why_not(pair: Pair, min_margin: float) -> str | None:
     return None
 
 
-def _tasks(reading: Reading[Task]) -> Iterator[Task]:
-    """Whole tasks as they come, then those that were put together from several rows."""
+def _tasks(reading: Reading[Task], dropped: Counter[str]) -> Iterator[Task]:
+    """Whole tasks as they come, then those that were put together from several rows.
+
+    Labels count where no row has a score: `reward.score` leaves the label beside a score of null.
+    """
     groups: dict[str, Task] = {}
     for task in reading:
         if task.is_whole:
             yield task
+        elif not task.scored:
+            dropped[_UNSCORED] += 1
         elif (group := groups.setdefault(task.key, task)) is not task:
             group.scored += task.scored
-    yield from groups.values()
+    labels = [item.is_label for group in groups.values() for item in group.scored]
+    if any(labels) and not all(labels):
+        dropped[_UNSCORED] += sum(labels)
+        for group in groups.values():
+            group.scored = [item for item in group.scored if not item.is_label]
+    yield from (group for group in groups.values() if group.scored)
 
 
 def as_row(task: Task, pair: Pair) -> Row:
@@ -160,7 +171,7 @@ def run(given: argparse.Namespace) -> str:
     dropped: Counter[str] = Counter()
     margins, prompts = array("d"), 0
     with written_whole(given.out) as write:
-        for task in _tasks(reading):
+        for task in _tasks(reading, dropped):
             prompts += 1
             # by prompt, so that other rows change nothing
             rng = random.Random(f"{given.seed}:{task.key}")

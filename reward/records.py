@@ -114,6 +114,8 @@ _PROMPT_KEYS = {"prompt", "system", "history", "tools"}
 
 _LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
+SCORES = ("overall_score", "score")  # names of a nested completion's score
+
 _HH_END = "\n\nAssistant:"  # of a prompt: what follows is the answer
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -220,7 +222,7 @@ def ultrafeedback(row: Row) -> Preference:
         where = f"completion {number}"
         if not isinstance(item, dict):
             raise BadRow(f"{where} is {kind_of(item)}, expected an object with response")
-        score = item.get("overall_score", item.get("score"))
+        score = next((item[key] for key in SCORES if item.get(key) is not None), None)
         answer = check_turn({"role": "assistant", "content": item.get("response")}, where)
         scored.append((number_of(score, f"the score of {where}"), answer))
     worst, best = min(scored, key=_score), max(scored, key=_score)
@@ -422,9 +424,9 @@ def _split(
 
 
 def _margin(row: Row) -> float | None:
-    if row.get("margin") in (None, "") and {"score_chosen", "score_rejected"} <= row.keys():
-        scores = (row["score_chosen"], row["score_rejected"])
-        if None not in scores:
+    if row.get("margin") in (None, ""):
+        scores = (row.get("score_chosen"), row.get("score_rejected"))
+        if not any(score in (None, "") for score in scores):
             chosen, rejected = (number_of(score, "a score") for score in scores)
             return chosen - rejected
     value = row.get("margin")
@@ -519,7 +521,7 @@ def _call(value: Any, where: str) -> Any:
     """The call that a `function_call` turn holds as JSON text, as LLaMA-Factory writes it."""
     try:
         call = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         call = None
     if not isinstance(call, dict) or "name" not in call:
         raise BadRow(f"{where} is no function call: expected JSON with name and arguments")

@@ -129,6 +129,10 @@ FORMS: list[tuple[Row, dict[str, float]]] = [
     ({"prompt": "q", "completion": "x", "score": 3}, {"x": 3}),
     ({"prompt": "q", "completion": "x", "score": "", "label": "True"}, {"x": 1}),
     ({"prompt": "q", "completion": "x", "label": 0}, {"x": 0}),
+    ({"prompt": "q", "completion": "x", "score": None}, {}),
+    ({"prompt": "q", "responses": [{"text": "x", "score": None}, "y"], "ranks": [2, 1]}, {"x": -2, "y": -1}),
+    ({"prompt": "q", "completions": [{"text": "x", "overall_score": 2, "score": None}, {"text": "y", "score": 3}]},
+     {"x": 2, "y": 3}),
 ]  # fmt: skip
 
 
@@ -136,7 +140,7 @@ FORMS: list[tuple[Row, dict[str, float]]] = [
 def test_forms_of_rows(row: Row, expected: dict[str, float]) -> None:
     task = task_of(row, "f:1")
     assert {item.completion[0]["content"]: item.score for item in task.scored} == expected
-    assert task.prompt == [{"role": "user", "content": "q"}]
+    assert not expected or task.prompt == [{"role": "user", "content": "q"}]
 
 
 def test_best_worst_is_what_the_ultrafeedback_format_makes() -> None:
@@ -175,6 +179,11 @@ def test_best_worst_is_what_the_ultrafeedback_format_makes() -> None:
         ),
         ({"completions": [{"text": "x", "score": 1}]}, "completion 1: 'prompt' is null"),
         ({"prompt": [*answer("x")], "completion": "y", "score": 1}, "turn 1 has role 'assistant'"),
+        (
+            {**ULTRA, "tools": '[{"maximum": 18446744073709551616}]'},
+            "'tools' cannot be written as JSON: Integer exceeds 64-bit range",
+        ),
+        ({**ULTRA, "tools": "[" * 100_000}, "'tools' is nested too deeply"),
     ],
 )
 def test_bad_rows_say_why(row: Row, reason: str) -> None:
@@ -219,18 +228,40 @@ def test_flat_rows_are_grouped_by_prompt(
     assert "margin: min 2, 25 % 2, median 2, 75 % 2, max 2" in said
 
 
-def test_kto_rows_and_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [{}, {"score": None}])
+def test_kto_rows_and_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: Row) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
     out = tmp_path / "out.jsonl"
-    rows = [{"prompt": "p", "completion": c, "label": c in "ab"} for c in "abxy"]
+    rows = [{"prompt": "p", "completion": c, "label": c in "ab", **more} for c in "abxy"]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "kto.parquet")
     assert call(monkeypatch, tmp_path / "kto.parquet", out, "--method", "all") == 0
     sides = {
         (r["chosen"][0]["content"], r["rejected"][0]["content"], r["margin"]) for r in read(out)
     }
     assert sides == {(good, bad, 1.0) for good in "ab" for bad in "xy"}
+
+
+def test_a_label_is_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`reward.score` leaves both in the rows of KTO, and null for what is too long."""
+    found = [("a", True, -4.2), ("b", True, None), ("c", False, -5), ("d", None, None)]
+    rows = [
+        {"prompt": "p", "completion": c, "label": label, "score": score}
+        for c, label, score in found
+    ]
+    rows.append({"prompt": "other", "completion": "b", "label": True, "score": None})
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    assert call(monkeypatch, source, out, "--method", "all") == 0
+    assert [(r["row_chosen"], r["row_rejected"]) for r in read(out)] == [
+        ("in.jsonl:1", "in.jsonl:3")
+    ]
+    assert (
+        "of 5 rows with 1 prompts\ndropped: 3 completions without a score\n"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_draw_depends_on_seed_and_prompt_only(
@@ -365,4 +396,7 @@ def test_a_completion_without_a_score_is_passed_over() -> None:
     scores = {"a": 1.0, "b": None, "c": 3.0}
     completions = [{"text": text, "score": score} for text, score in scores.items()]
     task = task_of({"prompt": "p", "completions": completions}, "a.jsonl:1")
-    assert [scored.score for scored in task.scored] == [1.0, 3.0]
+    assert [(item.score, item.place) for item in task.scored] == [
+        (1.0, "a.jsonl:1#1"),
+        (3.0, "a.jsonl:1#3"),
+    ]

@@ -462,6 +462,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "messages",
+        {"messages": [user("a"), assistant("b")], "tools": "[" * 100_000},
+        "'tools' is nested too deeply",
+    ),
+    (
+        "messages",
         {"messages": [user("a"), assistant("b")], "tools": {"name": "add"}},
         "'tools' is an object, expected a list",
     ),
@@ -470,6 +475,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (
         "sharegpt",
         {"conversations": [{"from": "function_call", "value": "a"}]},
+        "turn 1 is no function call",
+    ),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "function_call", "value": "[" * 100_000}]},
         "turn 1 is no function call",
     ),
     ("alpaca", {"instruction": "a", "input": ""}, "'output' is missing"),
@@ -575,6 +585,14 @@ def test_the_developer_speaks_as_the_system() -> None:
 def test_binarized_ultrafeedback_keeps_the_margin() -> None:
     row = {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 8, "score_rejected": 5.5}
     assert NORMALISERS["preference"](row).margin == 2.5
+    for empty in (None, ""):  # a cell of Parquet, of CSV
+        assert NORMALISERS["preference"](row | {"score_chosen": empty}).margin is None
+
+
+def test_a_score_that_is_null_hides_no_other() -> None:
+    rated = [{"response": "b", "overall_score": None, "score": 3}, {"response": "c", "score": 1}]
+    made = NORMALISERS["ultrafeedback"]({"instruction": "a", "completions": rated})
+    assert made == Preference([user("a")], [assistant("b")], [assistant("c")], 2.0)
 
 
 def test_indentation_and_line_breaks_are_a_difference() -> None:

@@ -56,7 +56,7 @@ def test_every_form_of_row_is_scored(one: Ensemble) -> None:
     row = scored(one, {"prompt": HI, "completions": nested})
     assert [item["score"] for item in row["completions"]] == pytest.approx([good, bad], abs=1e-5)
     assert row["completions"][0]["finish"] == "eos"
-    row = scored(one, {"instruction": "Hi", "completions": [{"response": "No."}]})
+    row = scored(one, {"instruction": "Hi", "completions": [{"text": None, "response": "No."}]})
     assert row["completions"][0]["score"] == pytest.approx(bad, abs=1e-5)
     for given in (
         {"prompt": "Hi", "completion": "No."},
