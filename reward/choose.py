@@ -42,6 +42,8 @@ def check_choice(data: Data, where: str) -> None:
         raise UserError(
             f"{where}.fractions={fractions} must be three shares (train, validation, test) whose sum is 1"
         )
+    if (data.seed or 0) < 0:
+        raise UserError(f"{where}.seed={data.seed} must be at least 0")
     wants_score = data.clean.min_score is not None or data.clean.max_score is not None
     if (wants_score or "score" in data.order.value) and not data.clean.score:
         raise UserError(

@@ -5,6 +5,7 @@ import inspect
 import itertools
 import json
 import math
+import os
 import re
 import tempfile
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from conf.passthrough import did_you_mean
 from conf.schema import Data, Order, Part, Source
 from reward import sources
 from reward.findings import UNUSABLE, Finding, escalate
+from reward.provenance import installed
 from reward.records import KINDS, NORMALISERS
 from reward.store import (
     build_once,
@@ -34,6 +36,18 @@ from reward.versions import (
     take,
 )
 from reward.workers import cores
+
+_HERE = Path(__file__).parent
+# What finds faults and duplicates, mends texts and draws rows, besides this package.
+_LIBRARIES = (
+    "detect-secrets",
+    "ftfy",
+    "numpy",
+    "phonenumbers",
+    "py3langid",
+    "python-stdnum",
+    "rensa",
+)
 
 _SHOWN_PROBLEMS = 5
 _BATCH = 1000  # records; fixed, so that equal records are equal bytes
@@ -97,7 +111,9 @@ def prepare(
             "kind": kind,
             "content": [sources.identity(s, where, root / "cache") for s in all_sources],
             "index": index and index.name,
-            "code": source_key(Path(__file__).parent),
+            # charts and pages only show what is there
+            "code": source_key(*sorted(file for file in _HERE.iterdir() if file.name != "pages")),
+            "versions": installed(*_LIBRARIES),
         }
     )
     name = re.sub(r"[^A-Za-z0-9]+", "-", Path(data.source).name.split(".")[0]).strip("-")[:40]
@@ -218,7 +234,7 @@ def check_training_split(data: Data, where: str) -> None:
 
 def _called(source: str, split: str) -> list[str]:
     """Names that may tell what rows are for: of files, a hub split, what a version is made of."""
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if is_version(folder):
         manifest = Version.load(folder).manifest
         made_of = [_called(part["source"], part["split"]) for part in manifest["sources"]]
@@ -377,7 +393,7 @@ def _write(folder: Path, data: Data, examined: Examined, where: str) -> dict[str
 
 def _part(data: Data) -> str:
     """The part that a version is, or that it was made from."""
-    folder = Path(data.source).expanduser()
+    folder = Path(os.path.expanduser(data.source))
     if data.part is Part.all and is_version(folder):
         return str(Version.load(folder).manifest["part"])
     return data.part.value
@@ -385,7 +401,7 @@ def _part(data: Data) -> str:
 
 def _order(data: Data) -> str:
     """The order that a version has, or that it took over whole."""
-    folder = Path(data.source).expanduser()
+    folder = Path(os.path.expanduser(data.source))
     if data.order is Order.source and not data.mix and is_version(folder):
         return str(Version.load(folder).manifest["order"])
     return data.order.value

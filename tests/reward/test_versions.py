@@ -292,6 +292,7 @@ def test_shuffling_is_by_the_datas_seed(tmp_path: Path) -> None:
         ({"clean": Clean(min_score=1.0)}, "clean.score must name the column"),
         ({"order": Order.low_score_first}, "clean.score must name the column"),
         ({"mix": {"x": Portion(source="a", weight=0.0)}}, "mix.x.weight=0.0 must be above 0"),
+        ({"seed": -1}, "sft.data.seed=-1 must be at least 0"),
         ({"clean": Clean(balance="topicc")}, "clean.balance='topicc': no row has that column"),
         ({"clean": Clean(score="nope")}, "clean.score='nope': no row has a number in that column"),
         ({"mix": {"x": Portion(source="demo:preferences")}}, "this stage needs demonstrations"),
@@ -348,6 +349,27 @@ def test_a_version_is_built_once_and_again_when_the_file_changes(tmp_path: Path)
     second = prepare(data, "sft", tmp_path)
     assert second.folder != first.folder
     assert answers(Version.load(first.folder)) == [qa(0)["answer"]]  # the older one is still there
+
+
+def test_another_release_of_a_library_makes_another_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Data(source=write(tmp_path / "a.jsonl", [qa(0)]))
+    first = prepare(data, "sft", tmp_path)
+    monkeypatch.setattr("reward.data.installed", lambda *names: dict.fromkeys(names, "0.1"))
+    second = prepare(data, "sft", tmp_path)
+    assert second.folder != first.folder
+    assert second.fingerprint == first.fingerprint
+
+
+def test_only_code_that_makes_a_version_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr("reward.data.source_key", lambda *paths: hashed.extend(paths))
+    prepare(Data(source=write(tmp_path / "a.jsonl", [qa(0)])), "sft", tmp_path)
+    assert {"ingest.py", "verifiers"} <= {path.name for path in hashed}
+    assert "pages" not in {path.name for path in hashed}
 
 
 def test_many_rows_are_read_in_parallel_to_the_same_version(
