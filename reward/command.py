@@ -55,14 +55,14 @@ class Reading(Generic[T]):
             yield value
 
     def check(self, max_bad_fraction: float) -> None:
-        """Stop when more rows were bad than may be left out.
+        """Stop when more rows were bad than may be left out, or all.
 
         Raises:
             UserError: with the places and reasons of the first ones.
         """
         if not self.rows:
             raise UserError(f"{self.source} has no rows")
-        if len(self.bad) <= max_bad_fraction * self.rows:
+        if len(self.bad) < self.rows and len(self.bad) <= max_bad_fraction * self.rows:
             return
         share = -(-1000 * len(self.bad) // self.rows) / 1000  # rounded up, so that it is enough
         remedy = f", or leave them out with --max-bad-fraction {share:g}"

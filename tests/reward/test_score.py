@@ -286,6 +286,7 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(
     source, out = write(tmp_path / "in.jsonl", [{"prompt": "Hi"}]), tmp_path / "out.jsonl"
     for argv, reason in (
         ((folder, source, out), "1 of 1 rows .* no completion to score"),
+        ((folder, source, out, "--max-bad-fraction", 1), "1 of 1 rows .* no completion to score"),
         ((folder, tmp_path / "no.jsonl", out), "there is no file"),
         ((folder, source, source), "is part of the input"),
         ((folder, source, tmp_path / "out.csv"), r"must end in \.jsonl"),
