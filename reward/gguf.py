@@ -1,6 +1,7 @@
 """Which GGUF file a model path means."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 from conf.entry import UserError
@@ -20,11 +21,13 @@ def gguf_file(path: str) -> Path:
         UserError: when the package or the file is not there.
     """
     if not path.startswith(PACKAGE_PREFIX):
-        file = Path(path).expanduser()
+        file = Path(os.path.expanduser(path))
         if not file.is_file():
             raise UserError(f"model.path: there is no file {path}")
         return file
     name = path.removeprefix(PACKAGE_PREFIX)
+    if not name or "." in name:
+        raise UserError(f"model.path={path}: expected package:NAME, a package and no module in it")
     # The package's own import may need what is not installed, so it is located, not imported.
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:

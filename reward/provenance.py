@@ -28,7 +28,7 @@ def commit() -> dict[str, Any]:
             "commit": sha,
             "dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
         }
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
 
 

@@ -158,9 +158,12 @@ def sample_of(row: Row, place: str) -> Sample:
         text = item.get("text") if isinstance(item, dict) else item
         if not isinstance(item, dict) or not isinstance(text, str):
             raise BadRow(f"completion {number} is {kind_of(text)}, expected an object with text")
-        completions.append(
-            Completion(text, f"{place}#{number}", item.get("tokens"), item.get("finish"))
-        )
+        tokens = item.get("tokens")
+        if tokens is not None and type(tokens) is not int:
+            raise BadRow(
+                f"'tokens' of completion {number} is {kind_of(tokens)}, expected a whole number"
+            )
+        completions.append(Completion(text, f"{place}#{number}", tokens, item.get("finish")))
     return Sample(Asked(prompt, tools_of(row)), completions)
 
 

@@ -541,6 +541,9 @@ def test_files_are_checked(config: Ranking, tmp_path: Path) -> None:
     write_rows(empty, [{"prompt": user("1+1?"), "completions": [{"text": 3}]}])
     with pytest.raises(UserError, match=r"empty.jsonl:1: completion 1 is a number"):
         ranked(config, samples=str(empty))
+    write_rows(empty, [{"prompt": user("1+1?"), "completions": [{"text": "2", "tokens": "1"}]}])
+    with pytest.raises(UserError, match=r"empty.jsonl:1: 'tokens' of completion 1 is text"):
+        ranked(config, samples=str(empty))
     write_rows(empty, [{"prompt": "1+1?"}])
     with pytest.raises(UserError, match="no prompt has references"):
         ranked(config, source=str(empty))

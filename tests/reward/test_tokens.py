@@ -112,3 +112,9 @@ def test_a_model_without_a_template_is_refused(tiny_model: Path, tmp_path: Path)
         open_tokenizer(str(tmp_path))
     with pytest.raises(UserError, match="cannot open the tokenizer"):
         open_tokenizer(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("path", ["package:", "package:a.b", "package:nothing_of_that_name"])
+def test_a_package_that_cannot_be_is_told(path: str) -> None:
+    with pytest.raises(UserError, match=f"^model.path={path}: "):
+        open_tokenizer(path)
