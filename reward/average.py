@@ -7,6 +7,7 @@ arXiv:2401.12187). Models of different ancestry have no such average, which no c
 
 import argparse
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -219,8 +220,8 @@ def main() -> None:
     )
     given = parser.parse_args()
     with plainly():
-        folders = [folder.expanduser() for folder in given.models]
-        print(average(given.out.expanduser(), folders, given.weights))
+        folders = [Path(os.path.expanduser(folder)) for folder in given.models]
+        print(average(Path(os.path.expanduser(given.out)), folders, given.weights))
 
 
 if __name__ == "__main__":

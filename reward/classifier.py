@@ -1,6 +1,7 @@
 """Reward models out of what is on disk: a folder, a LoRA adapter with its head, or a hub id."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def open_classifier(path: str, revision: str | None, dtype: str) -> tuple[Any, A
         UserError: when there is no such model, or it is no reward model.
     """
     check(path, dtype)
-    adapter = Path(path).expanduser()
+    adapter = Path(os.path.expanduser(path))
     is_adapter = (adapter / "adapter_config.json").is_file()
     try:
         model, tokenizer = _merged(adapter, dtype) if is_adapter else _load(path, revision, dtype)
@@ -63,7 +64,7 @@ def identity(
     if not is_local(path):
         return f"{path}@{commit or hub_commit(path, revision)}"
     own = content(path, None, cache)
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if not (folder / "adapter_config.json").is_file():
         return own
     config = _adapter_config(folder)
@@ -79,7 +80,7 @@ def check(path: str, dtype: str) -> None:
     """
     if dtype not in DTYPES:
         raise UserError(f"there is no dtype {dtype!r}. There are: {', '.join(DTYPES)}")
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise UserError(f"{path} is not a Hugging Face model folder: config.json is missing")
@@ -172,7 +173,7 @@ def _names(file: Path) -> set[str]:
 
 def _source(path: str, revision: str | None) -> dict[str, Any]:
     return {
-        "pretrained_model_name_or_path": str(Path(path).expanduser()),
+        "pretrained_model_name_or_path": str(Path(os.path.expanduser(path))),
         "revision": revision,
         "trust_remote_code": False,
     }

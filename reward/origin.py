@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def _of_models(args: dict[str, Any], cache: Path) -> dict[str, Any]:
     scales = args.get("scales")
     return {
         "weights": [identity(path, args.get("revision"), cache) for path in paths],
-        "scales": scales and fingerprint(Path(scales).expanduser()),
+        "scales": scales and fingerprint(Path(os.path.expanduser(scales))),
         "versions": {name: _version(name) for name in ("torch", "transformers")},
         "device": device(paths),
     }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -187,7 +188,7 @@ def _samples(config: Ranking, known: "Mapping[str, Asked] | None") -> Path:
     if config.samples is not None:
         if not local_files(config.samples):
             raise UserError(f"there is no file {config.samples}: python -m evals.sample writes it")
-        return Path(config.samples).expanduser()
+        return Path(os.path.expanduser(config.samples))
     path = Path(config.out).with_suffix(".samples.jsonl")
     with open_reward(config.reward):  # a reward that cannot be had is known before hours of drawing
         pass

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,7 +253,7 @@ def _check_together(paths: list[str], options: Mapping[str, Any]) -> None:
     if (scales := options.get("scales")) is not None:
         if not isinstance(scales, str):
             raise UserError(f"scales={scales!r} must be a file")
-        ensemble.read_scales(Path(scales).expanduser())
+        ensemble.read_scales(Path(os.path.expanduser(scales)))
 
 
 def _check_function(options: Mapping[str, Any], where: str) -> None:

@@ -42,7 +42,7 @@ def open_rows(data: Source, where: str) -> Iterator[Line]:
     source = data.source
     if source.startswith("demo:"):
         return _demo_rows(data, where)
-    if is_version(folder := Path(source).expanduser()):
+    if is_version(folder := Path(os.path.expanduser(source))):
         return _version_rows(folder)
     if files := local_files(source):
         return _file_rows(files)
@@ -67,7 +67,7 @@ def identity(data: Source, where: str, cache: Path) -> list[str]:
     source = data.source
     if source.startswith("demo:"):
         return [source]  # the generator's code is part of the key
-    if is_version(folder := Path(source).expanduser()):
+    if is_version(folder := Path(os.path.expanduser(source))):
         return [str(read_json(folder / MANIFEST)["fingerprint"])]
     if files := local_files(source):
         known = cache / "fingerprints.json"
@@ -136,7 +136,7 @@ def _looks_local(source: str) -> bool:
 def _what_is_missing(source: str) -> str:
     if glob.has_magic(source):
         return "no file matches"
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     missing = path
     while not missing.parent.is_dir():  # the topmost part that does not exist
         missing = missing.parent

@@ -1,6 +1,7 @@
 """What a tokenizer makes of records: where the loss falls, what is cut off, what the template does."""
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,7 @@ def open_tokenizer(path: str, revision: str | None = None, chat_template: str | 
     from transformers import AutoTokenizer
 
     options: dict[str, Any] = {"revision": revision} if revision else {}
-    place = str(Path(path).expanduser()) if path.startswith("~") else path
+    place = os.path.expanduser(path)
     if is_gguf(path):
         file = gguf_file(path)
         place, options["gguf_file"] = str(file.parent), file.name
@@ -51,7 +52,9 @@ def open_tokenizer(path: str, revision: str | None = None, chat_template: str | 
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"cannot open the tokenizer of {path}: {reason}") from error
     if chat_template:
-        tokenizer.chat_template = Path(chat_template).expanduser().read_text(encoding="utf-8")
+        tokenizer.chat_template = Path(os.path.expanduser(chat_template)).read_text(
+            encoding="utf-8"
+        )
     if tokenizer.chat_template is None:
         raise UserError(
             f"the tokenizer of {path} has no chat template; set model.chat_template to a Jinja file, such as the "

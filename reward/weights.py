@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from pathlib import Path
 
 from reward.store import MANIFEST, content_key, fingerprint
@@ -18,7 +19,7 @@ _LOADED = {
 
 def is_local(path: str) -> bool:
     """Whether a model path means a folder on this machine rather than a hub id."""
-    return path.startswith((".", "/", "~")) or Path(path).expanduser().is_dir()
+    return path.startswith((".", "/", "~")) or Path(os.path.expanduser(path)).is_dir()
 
 
 def content(path: str, revision: str | None, cache: Path | None) -> str:
@@ -29,7 +30,7 @@ def content(path: str, revision: str | None, cache: Path | None) -> str:
     if not is_local(path):
         return f"{path}@{hub_commit(path, revision)}"
     # Not the key in its manifest: a model trained again, or edited by hand, has other bytes under the same key.
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     files = [file for file in folder.glob("*") if file.suffix in _LOADED and file.name != MANIFEST]
     files += folder.glob("additional_chat_templates/*.jinja")
     known = cache and cache / "fingerprints.json"

@@ -587,6 +587,9 @@ def test_a_path_that_does_not_exist_names_the_nearest(tmp_path: Path) -> None:
     folder = tmp_path.parent / (tmp_path.name + "x") / "deep" / "a.jsonl"
     assert f"there is no folder '{tmp_path.name}x'" in refusal(Data(source=str(folder)))
     assert "no file matches" in refusal(Data(source=str(tmp_path / "*.csv")))
+    assert "there is no folder '~nobody-of-that-name'" in refusal(
+        Data(source="~nobody-of-that-name/a.jsonl")
+    )
 
 
 def test_a_file_of_no_known_type_is_refused(tmp_path: Path) -> None:
