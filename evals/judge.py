@@ -185,19 +185,30 @@ def _further(side: Answers) -> str:
 def _check_judge(given: argparse.Namespace) -> None:
     if (given.endpoint is None) == (given.reward_model is None):
         raise UserError("give one judge: --endpoint URL with --model NAME, or --reward-model PATH")
+    if given.reward_model is not None:
+        from reward.ensemble import check_options
+
+        check_options([given.reward_model], _options(given))
     if given.endpoint is not None and not given.model:
         raise UserError("--endpoint needs --model NAME, the judge's name there")
+
+
+def _options(given: argparse.Namespace) -> dict[str, Any]:
+    """What was set of the options of a reward model."""
+    named = {"batch_tokens": given.batch_tokens, "max_length": given.max_length}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _sit(given: argparse.Namespace, matches: list[Match]) -> tuple[str, Sitting]:
     """The judge's name and what it said."""
     if given.reward_model is not None:
-        from reward.ensemble import open_model
+        from reward.ensemble import close, open_model
 
-        model = open_model(
-            given.reward_model, batch_tokens=given.batch_tokens, max_length=given.max_length
-        )
-        return given.reward_model, by_reward_model(model, matches)
+        model = open_model(given.reward_model, **_options(given))
+        try:
+            return given.reward_model, by_reward_model(model, matches)
+        finally:
+            close(model)
     endpoint = Endpoint(
         check_url(given.endpoint),
         given.model,
@@ -234,9 +245,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--batch-tokens",
         type=at_least_one,
-        default=4096,
         metavar="N",
-        help="tokens that a reward model scores together, padding among them (%(default)s)",
+        help="tokens that a reward model scores together, padding among them (4096)",
     )
     add(
         "--max-length",

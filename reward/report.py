@@ -24,6 +24,7 @@ def main(config: RewardReport, overrides: list[str]) -> float | None:
     """Score the pairs, print the main numbers, and leave `report.json`, `pairs.jsonl` and `report.html`."""
     if config.offline:
         network.close()
+    network.inherit()
     quiet()
     del overrides
     folder = made(config)

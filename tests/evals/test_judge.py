@@ -395,6 +395,8 @@ def test_one_judge_is_needed(call: Callable[..., int], capsys: pytest.CaptureFix
     assert "give one judge" in capsys.readouterr().err
     assert call("--endpoint", "http://127.0.0.1:9/v1") == 2
     assert "--endpoint needs --model" in capsys.readouterr().err
+    assert call("--reward-model", "http://127.0.0.1:9", "--max-length", 300) == 2
+    assert "max_length: the options of a model at an address" in capsys.readouterr().err
     # Said before anything about the files.
     with pytest.raises(UserError, match="give one judge"):
         command.run(command.parser().parse_args(["absent", "absent", "out.csv"]))

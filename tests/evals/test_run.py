@@ -130,6 +130,18 @@ def test_no_offline_document_is_among_its_own_examples(task: str) -> None:
             assert prompt.count(question) == 1
 
 
+def test_no_prompt_of_the_demo_is_among_its_own_examples() -> None:
+    from evals import harness
+
+    (group,) = harness.load_groups(Suite(name="json", tasks=["demo_json"], num_fewshot=2))
+    loaded = group.tasks["demo_json"]
+    documents = [loaded.eval_docs[number] for number in range(3)]
+    loaded.sampler.replace_df(documents)
+    loaded.set_fewshot_seed(seed=1)
+    for document in documents:
+        assert loaded.fewshot_context(document, 2).count(loaded.doc_to_text(document)) == 1
+
+
 @needs_offline_tasks
 def test_the_sample_is_fixed_by_its_seed() -> None:
     from evals import harness
