@@ -148,7 +148,7 @@ def open_models(
         UserError: when a model cannot be opened, or an option is wrong.
     """
     check(combine, k, len(paths))
-    known = None if scales is None else read_scales(Path(scales).expanduser())
+    known = None if scales is None else read_scales(Path(os.path.expanduser(scales)))
     members = [(path, open_model(path, **options)) for path in paths]
     return Ensemble(members, combine, k, known)
 

@@ -114,8 +114,6 @@ _PROMPT_KEYS = {"prompt", "system", "history", "tools"}
 
 _LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
-SCORES = ("overall_score", "score")  # names of a nested completion's score
-
 _HH_END = "\n\nAssistant:"  # of a prompt: what follows is the answer
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -218,19 +216,26 @@ def ultrafeedback(row: Row) -> Preference:
     `python -m reward.pairs` makes other pairs of them.
     """
     scored = []
-    for number, item in enumerate(list_of(row, "completions"), 1):
+    items = list_of(row, "completions")
+    name = score_name(items)
+    for number, item in enumerate(items, 1):
         where = f"completion {number}"
         if not isinstance(item, dict):
             raise BadRow(f"{where} is {kind_of(item)}, expected an object with response")
-        score = next((item[key] for key in SCORES if item.get(key) is not None), None)
         answer = check_turn({"role": "assistant", "content": item.get("response")}, where)
-        scored.append((number_of(score, f"the score of {where}"), answer))
+        scored.append((number_of(item.get(name), f"the score of {where}"), answer))
     worst, best = min(scored, key=_score), max(scored, key=_score)
     margin = best[0] - worst[0]
     if margin == 0:
         raise BadRow("all completions have the same score", "same_pair")
     prompt = [*opening(row), make_turn("user", text_of(row, "instruction"))]
     return _preference(prompt, [best[1]], [worst[1]], row | {"margin": margin})
+
+
+def score_name(completions: list[Any]) -> str:
+    """Where completions have their scores: in what `python -m reward.score` writes, or else in UltraFeedback's own."""
+    has_score = any(isinstance(one, dict) and one.get("score") is not None for one in completions)
+    return "score" if has_score else "overall_score"
 
 
 def kto(row: Row) -> Rated:

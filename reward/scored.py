@@ -7,7 +7,7 @@ lists with `scores` or `ranks`), or one completion with a `score` or KTO's `labe
 from dataclasses import dataclass
 from typing import Any
 
-from reward.records import SCORES, kto, number_of
+from reward.records import kto, number_of, score_name
 from reward.store import canonical
 from reward.turns import BadRow, Message, Row, kind_of, list_of, short
 
@@ -103,7 +103,8 @@ def _scores(row: Row, items: list[Any]) -> list[float | None]:
     """A score for each completion: from lists beside it, or from its own fields."""
     name = next((key for key in ("scores", *_RANKS) if row.get(key) is not None), None)
     if name is None:
-        return [_own_score(item, number) for number, item in enumerate(items, 1)]
+        own = score_name(items)
+        return [_own_score(item, own, number) for number, item in enumerate(items, 1)]
     values = list_of(row, name)
     if len(values) != len(items):
         raise BadRow(f"{name!r} has {len(values)} values for {len(items)} completions")
@@ -115,13 +116,13 @@ def _scores(row: Row, items: list[Any]) -> list[float | None]:
     return [-number for number in numbers]
 
 
-def _own_score(item: Any, number: int) -> float | None:
+def _own_score(item: Any, name: str, number: int) -> float | None:
     """A completion's score; None where `python -m reward.score` found it too long to be scored."""
     where = f"completion {number}"
     if not isinstance(item, dict):
         found = f"{where} is {kind_of(item)} and there is no list"
         raise BadRow(f"{found} 'scores' or 'ranks' beside it", "missing_field")
-    value = next((item[key] for key in SCORES if item.get(key) is not None), None)
+    value = item.get(name)
     if value is None and "score" in item:
         return None
     return number_of(value, f"the score of {where}")

@@ -1,6 +1,7 @@
 """`python -m reward.serve model.path=…`: a reward model behind HTTP, for programs on this machine or on others."""
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -146,7 +147,7 @@ def _load(config: Serving) -> "RewardModel":
 
 def _identity(config: Serving, model: "RewardModel") -> dict[str, Any]:
     """Which model it is, without where it is kept."""
-    folder = Path(config.model.path).expanduser()
+    folder = Path(os.path.expanduser(config.model.path))
     return {
         "name": folder.resolve().name if folder.is_dir() else config.model.path,
         "weights": model.identity,

@@ -131,8 +131,9 @@ FORMS: list[tuple[Row, dict[str, float]]] = [
     ({"prompt": "q", "completion": "x", "label": 0}, {"x": 0}),
     ({"prompt": "q", "completion": "x", "score": None}, {}),
     ({"prompt": "q", "responses": [{"text": "x", "score": None}, "y"], "ranks": [2, 1]}, {"x": -2, "y": -1}),
-    ({"prompt": "q", "completions": [{"text": "x", "overall_score": 2, "score": None}, {"text": "y", "score": 3}]},
-     {"x": 2, "y": 3}),
+    ({"prompt": "q", "completions": [{"text": "x", "overall_score": 2, "score": None},
+                                     {"text": "y", "overall_score": 9, "score": 3}]}, {"y": 3}),
+    ({"prompt": "q", "completions": [{"text": "x", "overall_score": 2, "score": None}]}, {"x": 2}),
 ]  # fmt: skip
 
 
