@@ -61,6 +61,8 @@ def command(module: str, arguments: list[str], launch: Launch | None = None) -> 
 def environment(processes: int = 1) -> dict[str, str]:
     """The environment of a worker: passive OpenMP waits, cores shared out, and DeepSpeed told about a CPU machine.
 
+    One process gets one GPU: where it saw several, TRL would cut the model into a piece for each.
+
     Memory of tensors comes in huge pages, see `_MALLOC`.
     """
     env = dict(os.environ)
@@ -73,6 +75,8 @@ def environment(processes: int = 1) -> dict[str, str]:
     env.pop("HYDRA_FULL_ERROR", None)
     if processes > 1:
         env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    else:
+        env["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if shutil.which("nvidia-smi") is None:
         env.setdefault("DS_ACCELERATOR", "cpu")
     return env

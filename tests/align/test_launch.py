@@ -85,3 +85,17 @@ def test_settings_of_the_user_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     found = launch.environment()
     assert found["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=2"
     assert found["OMP_WAIT_POLICY"] == "active"
+
+
+@pytest.mark.parametrize(
+    ("given", "one", "several"),
+    [(None, "0", None), ("2,3", "2", "2,3"), ("GPU-a", "GPU-a", "GPU-a"), ("", "", "")],
+)
+def test_one_process_sees_one_gpu(
+    given: str | None, one: str, several: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert launch.environment()["CUDA_VISIBLE_DEVICES"] == one
+    assert launch.environment(2).get("CUDA_VISIBLE_DEVICES") == several
